@@ -1,0 +1,45 @@
+# Every target sets up .venv first when it is missing or older than pyproject.toml or constraints.txt.
+#   PYTHON=python3.12           another interpreter, 3.11 or newer
+#   TORCH_INDEX=https://...     where torch comes from, e.g. https://download.pytorch.org/whl/cpu (a tenth of the download)
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# One process a core, at most four: each holds torch and diffusers in memory.
+PARALLEL := -n auto --maxprocesses 4 --durations 10
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check test-browser test-gpu
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
+
+demo: $(READY)  ## fine-tune the built-in model and show its pictures before and after (minutes, no GPU needed)
+	$(BIN)/tastemaker train ddpo --model shapes --reward jpeg_compressibility
+
+test: $(READY)  ## the tests, on the CPU
+	$(PYTEST) $(PARALLEL) -m "not gpu and not browser and not slow"
+
+check: $(READY)  ## format, lint and types, then the tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+# pytest's exit code 5: there is no such test
+test-browser: $(READY)  ## the tests that need a browser
+	$(PYTEST) -m browser || [ $$? -eq 5 ]
+
+test-gpu: $(READY)  ## the tests that need an accelerator
+	$(PYTEST) -m gpu || [ $$? -eq 5 ]
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "setting up $(VENV): a few minutes, once"; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

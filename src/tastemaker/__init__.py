@@ -1,0 +1,33 @@
+"""Tastemaker teaches text-to-image models a taste: fine-tuning on any reward, and a word when the reward is gamed."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# name -> "module:attribute" or "module", imported when it is asked for: `import tastemaker` costs no torch.
+PUBLIC = {
+    "train": "tastemaker.run:train",
+    "DDPO": "tastemaker.algorithms.ddpo:DDPO",
+    "REINFORCE": "tastemaker.algorithms.reinforce:REINFORCE",
+    "DDIM": "tastemaker.process.samplers:DDIM",
+    "Window": "tastemaker.process.samplers:Window",
+    "LoRA": "tastemaker.policy.weights:LoRA",
+    "Prompts": "tastemaker.prompts.prompts:Prompts",
+    "prompts": "tastemaker.prompts",
+    "rewards": "tastemaker.rewards",
+}
+
+__all__ = ["__version__", *PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = PUBLIC[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

@@ -1,0 +1,77 @@
+"""`Algorithm`: a frozen dataclass of hyper-parameters that yields optimizer steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from tastemaker.iteration import Iteration, State, Update
+from tastemaker.process.samplers import Sampler
+from tastemaker.process.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Algorithm(ABC):
+    """What every paper states. Its values are the defaults; a model's, a recipe's and a user's lie over them."""
+
+    sets: ClassVar[tuple[str, ...]] = ("base",)  # weight sets that `Policy.using` must know
+    given: ClassVar[frozenset[str]] = frozenset()  # shadowed by each object: the fields its maker passed
+
+    images: int = 256  # pictures an iteration, over all devices
+    per_prompt: int = 1  # pictures of one prompt; together they are a group
+    updates: int = 4  # optimizer steps an iteration (and inner epoch), each on images / updates pictures
+    steps: int = 50  # steps of the denoising chain
+    guidance: float = 5.0  # classifier-free guidance, in sampling and in the loss; 1 switches it off
+    iterations: int = 100  # rounds of drawing, scoring and learning
+    learning_rate: float = 3e-4  # of AdamW, for a LoRA; without one the default is 1e-5
+    weight_decay: float = 1e-4  # of AdamW
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        made = object.__new__(cls)
+        names = [field.name for field in fields(cls) if field.init]
+        object.__setattr__(made, "given", frozenset(names[: len(args)]) | frozenset(settings))
+        return made
+
+    def __post_init__(self) -> None:
+        for name in ("images", "per_prompt", "updates", "steps", "iterations"):
+            at_least(self, name, 1)
+        for name in ("guidance", "weight_decay"):
+            at_least(self, name, 0)
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive.")
+
+    def begin(self) -> State:
+        """The state before the first iteration: plain data, JSON and tensors."""
+        return {}
+
+    @abstractmethod
+    def items(self, schedule: Schedule) -> int:
+        """What one picture gives the loss in one epoch; a ValueError where the settings leave nothing to learn from."""
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int:
+        """How often the same pictures are learned from."""
+
+    @property
+    def learning_guidance(self) -> float:
+        """Classifier-free guidance of the predictions that are learned from."""
+        return self.guidance
+
+    @property
+    @abstractmethod
+    def training_sampler(self) -> Sampler:
+        """How training pictures are drawn; an evaluation may ask for it."""
+
+    @abstractmethod
+    def iteration(self, it: Iteration) -> Iterator[Update]:
+        """The optimizer steps of one iteration, one after the other."""
+
+
+def at_least(algorithm: Algorithm, name: str, least: float) -> None:
+    """Refuses a field below `least`."""
+    value = getattr(algorithm, name)
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}.")

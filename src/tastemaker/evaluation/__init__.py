@@ -1,0 +1,1 @@
+"""Measuring: base against tuned on the same prompts and noise, with honest intervals."""

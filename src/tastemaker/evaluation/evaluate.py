@@ -1,0 +1,120 @@
+"""Judging a model: fixed prompts x fixed noise, so that two models differ in nothing but their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tastemaker.evaluation.statistics import Interval, bootstrap, paired, win_rate
+from tastemaker.iteration import Progress, Silence
+from tastemaker.policy.policy import Policy
+from tastemaker.process.noise import Key
+from tastemaker.process.samplers import Sampler, Window
+from tastemaker.prompts.prompts import Prompts, PromptSource
+from tastemaker.rewards.reward import NamedReward, score
+from tastemaker.rollout import chain, padded
+from tastemaker.world import World
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every model is asked to draw. Noise is keyed by (seed, "evaluation", step, id): the same for all models."""
+
+    prompts: Prompts
+    steps: int
+    guidance: float
+    sampler: Sampler
+    seed: int
+    batch: int = 32  # pictures a call; the same pictures within rounding whatever it is
+    negative: str = ""
+
+
+class Verdict(NamedTuple):
+    """Scores of every picture by reward, and by `reward.part`, in the order of the trial's prompts, over all devices."""
+
+    values: dict[str, Tensor]  # [N] fp32, NaN where a score failed
+    pictures: list[Tensor]  # uint8 [3,H,W], this device's share
+    ids: tuple[int, ...]  # of the pictures
+
+
+class Change(NamedTuple):
+    """A tuned model against its base on the same prompts and noise."""
+
+    base: Interval
+    tuned: Interval
+    change: Interval  # paired
+    deviations: float  # the change in units of the base's standard deviation over pictures
+    wins: Interval  # share of pairs won, ties half
+
+
+def trial_prompts(source: PromptSource, count: int, images_per_prompt: int, seed: int) -> Prompts:
+    """The first `count` prompts of the source's keyed order, some pictures each."""
+    drawn = source.draw(Key(seed, "evaluation").random("prompts"), count)
+    return drawn.repeat(images_per_prompt)
+
+
+def judge(
+    policy: Policy,
+    rewards: Sequence[NamedReward],
+    trial: Trial,
+    *,
+    world: World | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Draw the trial's pictures with the policy's present weights and score them. Asks no gradient of anything."""
+    world, progress = world or World(), progress or Silence()
+    key = Key(trial.seed, "evaluation")
+    own = trial.prompts.take(range(world.rank, len(trial.prompts), world.size))
+    progress.begin("evaluating", len(own))
+    columns: dict[str, list[Tensor]] = {}
+    pictures: list[Tensor] = []
+    for part in own.split(trial.batch):
+        images = draw_pictures(policy, trial, key, padded(part, trial.batch))[: len(part)]
+        for reward in rewards:
+            scores = score(reward, images, part)
+            named = {reward.name: scores.value, **{f"{reward.name}.{k}": v for k, v in scores.parts.items()}}
+            for name, value in named.items():
+                columns.setdefault(name, []).append(value.float())
+        pictures += list((images * 255).round().clamp(0, 255).to(torch.uint8).cpu())
+        progress.advance(len(part))
+        world.poll()
+    values = {name: torch.cat(column) for name, column in columns.items()}
+    if world.size > 1:
+        values = {name: world.everyone(value, ids=own.ids) for name, value in sorted(values.items())}
+    return Verdict(values, pictures, own.ids)
+
+
+@torch.no_grad()
+def draw_pictures(policy: Policy, trial: Trial, key: Key, prompts: Prompts) -> Tensor:
+    """Pictures `[B,3,H,W]` in [0, 1] of one sampling call."""
+    schedule = policy.schedule(trial.steps)
+    sampler = trial.sampler.drawn(key, schedule) if isinstance(trial.sampler, Window) else trial.sampler
+    steps = chain(
+        policy, sampler, prompts, key=key, schedule=schedule, guidance=trial.guidance, negative=trial.negative
+    )
+    *_, last = steps
+    return policy.decode(last.cleaner)
+
+
+def compare(base: dict[str, Tensor], tuned: dict[str, Tensor], prompts: Prompts, seed: int) -> dict[str, Change]:
+    """Every score that both have, paired, with bootstrap intervals over prompts."""
+    found: dict[str, Change] = {}
+    groups = prompts.groups
+    for name in base:
+        if name not in tuned:
+            continue
+        before, after = base[name].double().numpy(), tuned[name].double().numpy()
+        change = paired(before, after, groups, key=(seed, name))
+        spread = float(base[name].double()[base[name].isfinite()].std(unbiased=False))
+        found[name] = Change(
+            bootstrap(before, groups, key=(seed, name)),
+            bootstrap(after, groups, key=(seed, name)),
+            change,
+            change.mean / spread if spread > 0 else float("nan"),
+            win_rate(before, after, groups, key=(seed, name)),
+        )
+    return found

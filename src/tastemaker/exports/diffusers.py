@@ -1,0 +1,48 @@
+"""The tuned model for other programs: a LoRA file, or without LoRA a folder in diffusers layout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tastemaker.policy.load import quiet
+from tastemaker.policy.policy import Exportable
+
+LORA = "lora/pytorch_lora_weights.safetensors"
+PIPELINE = "pipeline"
+
+
+def save(policy: Exportable, output_dir: Path) -> Path:
+    """Write the current weights below `output_dir`; returns what `load_lora_weights` or `from_pretrained` wants.
+
+    Under `policy.using("ema")` it writes that set instead. What stood there before is replaced only when the new files
+    are complete.
+    """
+    tensors = policy.lora_tensors()
+    if tensors is None:
+        return _save_pipeline(policy, Path(output_dir) / PIPELINE)
+    from safetensors.torch import save as to_bytes
+
+    path = Path(output_dir) / LORA
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Loaders that drop metadata would take alpha = rank: with the factor inside the weights that is right.
+    notes = {"format": "pt", "software": "tastemaker", "scale": "alpha / rank is inside lora.up; load with strength 1"}
+    arranged = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(to_bytes(arranged, metadata=notes))
+    os.replace(partial, path)
+    return path
+
+
+def _save_pipeline(policy: Exportable, folder: Path) -> Path:
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with quiet():
+        policy.pipeline().save_pretrained(partial, safe_serialization=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder

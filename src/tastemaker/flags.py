@@ -1,0 +1,80 @@
+"""Flags: `--dotted.path value` laid out as a tree. Types are checked where the tree meets its dataclasses."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tastemaker.layers import Switch, put
+
+HELP = ("-h", "--help")
+
+
+class Flags(NamedTuple):
+    """What stood on a command line: its plain words, and its flags as a tree."""
+
+    words: list[str]
+    tree: dict[str, Any]
+    help: bool
+
+
+def parse(argv: Sequence[str]) -> Flags:
+    """Read `--flag value`, `--flag=value`, `--flag`, `--no-flag`; underscores in names, dashes are accepted.
+
+    A flag takes the next word as its value unless that begins with `--`, so plain words come before the flags.
+    Of a flag given twice the last counts.
+    """
+    words: list[str] = []
+    given: dict[str, str | Switch] = {}
+    rest = list(argv)
+    help_wanted = False
+    while rest:
+        word = rest.pop(0)
+        if word in HELP:
+            help_wanted = True
+        elif not _is_flag(word):
+            words.append(word)
+        else:
+            flag, sign, value = word[2:].partition("=")
+            key = flag.replace("-", "_")
+            if not all(key.split(".")):
+                raise ValueError(f"{word} is not a flag: write --name value, or --part.name value.")
+            if key.startswith("no_"):
+                if sign:
+                    raise ValueError(f"--{flag} takes no value: write --{flag}, or --{flag[3:]}={value}.")
+                given.pop(key[3:], None)
+                given[key[3:]] = Switch.OFF
+            else:
+                given.pop(key, None)
+                given[key] = value if sign else rest.pop(0) if rest and not _is_flag(rest[0]) else Switch.ON
+    tree: dict[str, Any] = {}
+    for key, found in given.items():
+        put(tree, key, found)
+    return Flags(words, tree, help_wanted)
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") or word in HELP  # a single dash begins a negative number
+
+
+def target(argv: Sequence[str], *, command: str) -> tuple[str, dict[str, Any]] | None:
+    """The algorithm or recipe that a command line names, and its flags; None when help was asked for and printed.
+
+    A wrong name is found here, before anything heavy is imported.
+    """
+    from tastemaker import config
+
+    words, tree, help_wanted = parse(argv)
+    for word in words:
+        config.find(word)
+    if help_wanted:
+        from tastemaker import manual
+
+        sys.stdout.write(manual.usage(command, words))
+        return None
+    if len(words) != 1:
+        found = "none" if not words else " and ".join(f"`{word}`" for word in words)
+        raise ValueError(
+            f"tastemaker {command} takes one algorithm or recipe, and then flags; found {found}.  "
+            f"Algorithms: {', '.join(config.algorithms())}.  Recipes: {', '.join(config.recipes()) or 'none yet'}."
+        )
+    return words[0], tree

@@ -1,0 +1,97 @@
+"""The run's folder: which one, whether it may be used, and that nobody else uses it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+def choose(output_dir: str | None, stem: str, *, resume: bool, overwrite: bool) -> Path:
+    """The folder of a run, not yet made: `output_dir`, or runs/<stem>-<k> with the next free k (with `resume` the last).
+
+    Errors: ValueError when it holds something and neither `resume` nor `overwrite` is given, or cannot be written.
+    """
+    folder = Path(output_dir).expanduser() if output_dir else _numbered(Path("runs"), stem, resume)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file: name a folder.")
+    held = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
+    if held and not overwrite and not (resume and CONFIG in held):
+        what = f"it holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}"
+        more = "" if CONFIG in held else f" and no {CONFIG} of a run"
+        raise ValueError(
+            f"--output_dir {folder} is not empty: {what}{more}. Name another folder, or continue its run with "
+            "--resume_from_checkpoint latest, or empty it with --overwrite."
+        )
+    _check_writable(folder)
+    return folder
+
+
+def _numbered(parent: Path, stem: str, resume: bool) -> Path:
+    """runs/<stem>-<k>: one above the highest k there is; the highest itself when a run is to be resumed."""
+    stem = re.sub(r"[^\w.-]+", "-", stem).strip("-")
+    taken = [
+        int(found[1])
+        for path in (parent.iterdir() if parent.is_dir() else ())
+        if (found := re.fullmatch(re.escape(stem) + r"-(\d+)", path.name))
+    ]
+    highest = max(taken, default=0)
+    return parent / f"{stem}-{highest if resume and taken else highest + 1}"
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--output_dir {folder} cannot be written: no permission in {there}. Name another folder.")
+
+
+@contextmanager
+def claimed(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Makes the folder and holds its lock; with `overwrite` it is emptied first. A second run in it is refused.
+
+    The lock ends with the process, however it ends.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder} cannot be written: {error.strerror}. Name another folder.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise ValueError(
+                f"--output_dir {folder} is used by another run (process {lock.read().strip() or 'unknown'}): wait for "
+                "it, or name another folder."
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        if overwrite:
+            _empty(folder)
+        yield folder
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,261 @@
+"""What a run needs of a device's memory, before anything is loaded; and the settings that fit into what there is.
+
+    peak = what is always there + the largest of: reading prompts, sampling, decoding, learning, stepping
+
+The architecture comes from the model's config files and runs on torch's meta device (`metering`); its weights are not
+read. What a reward keeps on the device comes on top.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
+from tastemaker.policy.load import folder
+from tastemaker.policy.weights import LoRA
+
+DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
+BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: an fp32 scale for each block; smaller tensors stay fp32
+# Allowances, not measured: a CUDA context and its libraries lie outside of what torch allocates, and what torch
+# allocates falls into pieces, some of them too small to be of use.
+CONTEXT, SLACK = 600 * 2**20, 0.05
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides a run's memory; the names are the user's flags where they have one."""
+
+    model: str | Path | Mapping[str, Mapping[str, Any]]
+    """As `--model`, or the contents of its config files: unet, vae, text_encoder. Only these are read or fetched."""
+    lora: LoRA | None
+    revision: str | None = None
+    mixed_precision: str = "no"
+    height: int | None = None
+    """Pixels; None is the model's own."""
+    width: int | None = None
+    guided: int = 2
+    """Network rows behind one prediction: `plan.guided`."""
+    micro_batch: int = 1
+    """Items in one training call."""
+    sampling_batch: int | None = None
+    """Pictures in one sampling call; None is `micro_batch`."""
+    gradient_checkpointing: bool = False
+    vae_slicing: bool = False
+    """Decode one picture at a time."""
+    use_8bit_adam: bool = False
+    sets: tuple[str, ...] = ("base",)
+    """Weight sets as `policy.load.load` takes them, "ema" among them."""
+    kernel: str = "efficient"
+    """Attention: "efficient" for any fused kernel, "math" for none."""
+
+
+class Line(NamedTuple):
+    """One entry: when it is there (`always` or a phase), what it is, its bytes, how they come about."""
+
+    when: str
+    what: str
+    bytes: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The breakdown of one device's memory, in bytes."""
+
+    lines: tuple[Line, ...]
+    context: int
+    """Taken by the device for itself."""
+
+    def of(self, what: str) -> int:
+        """Bytes of one line."""
+        return next(line.bytes for line in self.lines if line.what == what)
+
+    def during(self, when: str) -> int:
+        """Bytes that one phase adds to what is always there."""
+        return sum(line.bytes for line in self.lines if line.when == when)
+
+    @property
+    def peak(self) -> int:
+        """The most that tensors take, which is what torch.cuda.max_memory_allocated counts."""
+        phases = {line.when for line in self.lines} - {"always"}
+        return self.during("always") + max(map(self.during, phases))
+
+    @property
+    def needed(self) -> int:
+        """Peak, and an allowance for the device's own part and for what is lost in pieces."""
+        return int(self.peak * (1 + SLACK)) + self.context
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Rows (quantity, number, how it comes about) for the terminal, as `Plan.table` has them."""
+        rows = [(line.what, size(line.bytes), f"{line.when}: {line.how}") for line in self.lines if line.bytes]
+        return [*rows, ("memory", size(self.peak), f"at most; {size(self.needed)} with what the device itself takes")]
+
+
+class Fit(NamedTuple):
+    """What `fit` chose, what that needs, and both in words."""
+
+    setup: Setup
+    memory: Memory
+    words: str
+
+
+def size(count: int) -> str:
+    """Bytes as people write them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
+
+
+def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
+    """What this setup needs. ValueError if the model's configs are not there or of a kind that is unknown here."""
+    model = _configs(setup)
+    unet = network(model["unet"], setup.lora, setup.mixed_precision)
+    trained = [p.numel() for p in unet.parameters() if p.requires_grad]
+    frozen = sum(p.nbytes for p in unet.parameters() if not p.requires_grad)
+    vae = autoencoder(model["vae"], setup.mixed_precision)
+    texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
+    copies = [name for name in setup.sets if not (setup.lora and name == "base")]
+    moments = sum(_moments(count, setup.use_8bit_adam) for count in trained)
+    fp32 = 4 * sum(trained)
+    lines = [
+        Line("always", "network", frozen, "frozen weights"),
+        Line("always", "trained weights", fp32, f"{sum(trained):,} numbers in fp32"),
+        Line("always", "gradients", fp32, "in fp32"),
+        Line("always", "optimizer", moments, "AdamW in 8 bits" if setup.use_8bit_adam else "AdamW's two moments, fp32"),
+        Line("always", "weight sets", fp32 * len(copies), ", ".join(copies)),
+        Line("always", "decoder", sum(p.nbytes for p in vae.parameters()), f"VAE, {str(vae.dtype).split('.')[1]}"),
+        Line("reading prompts", "text encoder", texts * (4 if setup.mixed_precision == "no" else 2), "a visitor"),
+        *_calls(setup, model),
+        Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
+    ]
+    return Memory(tuple(lines), CONTEXT if cuda else 0)
+
+
+def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cuda: bool = True) -> Fit:
+    """The largest micro_batch, `most` at most, that needs no more than `budget` bytes; without gradient checkpointing
+    if any fits, and with VAE slicing only where it makes room.
+
+    fixed: fields of the setup that are the user's own choice and stay: micro_batch, gradient_checkpointing,
+    vae_slicing. ValueError with the least that is needed if nothing fits.
+    """
+
+    def options(name: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (getattr(setup, name),) if name in fixed else choices
+
+    least: Memory | None = None
+    for checkpointing in options("gradient_checkpointing", (False, True)):
+        sliced = options("vae_slicing", (True,))[0]
+        tried = replace(setup, gradient_checkpointing=checkpointing, vae_slicing=sliced)
+
+        def needed(count: int, tried: Setup = tried) -> int:
+            return estimate(replace(tried, micro_batch=count), cuda=cuda).needed
+
+        low, high = (setup.micro_batch,) * 2 if "micro_batch" in fixed else (1, most)
+        if not (count := _largest(needed, budget, low, high)):
+            least = estimate(replace(tried, micro_batch=low), cuda=cuda)
+            continue
+        chosen = replace(tried, micro_batch=count)
+        for slicing in options("vae_slicing", (False, True)):
+            chosen = replace(chosen, vae_slicing=slicing)
+            if (memory := estimate(chosen, cuda=cuda)).needed <= budget:
+                return Fit(chosen, memory, _words(budget, chosen, memory, most))
+    assert least is not None
+    raise ValueError(
+        f"--fit {size(budget)} is not enough: at least {size(least.needed)} are needed, {size(least.during('always'))} "
+        "of them always. Train a LoRA with --mixed_precision, lower --resolution, or use --use_8bit_adam."
+    )
+
+
+def _words(budget: int, setup: Setup, memory: Memory, most: int) -> str:
+    switches = {"gradient checkpointing": setup.gradient_checkpointing, "VAE slicing": setup.vae_slicing}
+    limit = ", all items of an update" if setup.micro_batch == most else ""
+    said = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in switches.items())
+    return (
+        f"to fit {size(budget)}: micro_batch {setup.micro_batch}{limit}, {said}; about {size(memory.needed)} are needed"
+    )
+
+
+def _largest(needed: Callable[[int], int], budget: int, low: int, high: int) -> int:
+    """The largest count with needed(count) <= budget, 0 if there is none.
+
+    `needed` grows nearly linearly: the next count to try is where the line through the last two meets the budget.
+    """
+    if (at_low := needed(low)) > budget:
+        return 0
+    if low == high or (at_high := needed(high)) <= budget:
+        return high
+    while high - low > 1:
+        middle = low + (budget - at_low) * (high - low) // (at_high - at_low)
+        middle = min(max(middle, low + 1), high - 1)
+        if (at_middle := needed(middle)) <= budget:
+            low, at_low = middle, at_middle
+        else:
+            high, at_high = middle, at_middle
+    return low
+
+
+def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
+    """What the calls of each phase keep."""
+    latent = _latent_shape(setup, model)
+    pictures = setup.sampling_batch or setup.micro_batch
+    pixels = latent[1] * latent[2] * _factor(model["vae"]) ** 2
+    at_once = 1 if setup.vae_slicing else min(pictures, max(1, DECODE_PIXELS // pixels))
+    rows = setup.micro_batch * setup.guided
+
+    def calling(rows: int, checkpointing: bool, grad: bool) -> Cost:
+        tokens = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
+        key = (model["unet"], setup.lora, setup.mixed_precision)
+        return denoising(*key, (rows, *latent), tokens, checkpointing, grad, setup.kernel)
+
+    sampling = calling(pictures * setup.guided, False, False)
+    decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel)
+    learning = calling(rows, setup.gradient_checkpointing, True)
+    other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch
+    otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
+    rest = learning.peak - learning.saved - learning.copies
+    return [
+        Line("sampling", "a sampling call", sampling.peak, f"{pictures * setup.guided} rows"),
+        Line("decoding", "a decoding call", decoded.peak, f"{at_once} pictures at a time"),
+        Line("learning", "saved activations", learning.saved, f"{rows} rows; {otherwise}"),
+        Line("learning", "autocast's copies", learning.copies, "of weights, kept for backward"),
+        Line("learning", "working memory", rest, "what comes and goes"),
+    ]
+
+
+def _moments(count: int, in_8bit: bool) -> int:
+    """Bytes of AdamW's two moments of one tensor."""
+    if not in_8bit or count < LEAST_8BIT:
+        return 8 * count
+    return 2 * (count + 4 * -(-count // BLOCK_8BIT))
+
+
+def _configs(setup: Setup) -> dict[str, str]:
+    """Part -> its config as JSON."""
+    if isinstance(setup.model, Mapping):
+        return {name: json.dumps(config) for name, config in setup.model.items()}
+    place = folder(str(setup.model))
+    if place is None:
+        from huggingface_hub import snapshot_download
+
+        place = Path(snapshot_download(str(setup.model), revision=setup.revision, allow_patterns="*/config.json"))
+    found = {path.parent.name: path.read_text(encoding="utf-8") for path in place.glob("*/config.json")}
+    if missing := [name for name in ("unet", "vae") if name not in found]:
+        raise ValueError(f"--model {setup.model}: {place} has no {missing[0]}/config.json, so its memory is not known.")
+    return found
+
+
+def _factor(vae: str) -> int:
+    return int(2 ** (len(json.loads(vae)["block_out_channels"]) - 1))
+
+
+def _latent_shape(setup: Setup, model: Mapping[str, str]) -> tuple[int, int, int]:
+    unet, factor = json.loads(model["unet"]), _factor(model["vae"])
+    own = unet["sample_size"]
+    height, width = own if isinstance(own, list) else (own, own)
+    return (
+        unet["in_channels"],
+        setup.height // factor if setup.height else height,
+        setup.width // factor if setup.width else width,
+    )

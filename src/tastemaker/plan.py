@@ -1,0 +1,137 @@
+"""Batch arithmetic, settled before any work starts: what one iteration makes, in which calls, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many of everything; counts are over all devices unless they say otherwise.
+
+    images, per_prompt, updates, inner_epochs, steps and guidance are the algorithm's; micro_batch (items in one
+    training call), sampling_batch (pictures in one sampling call) and devices are the machine's.
+    items: what one picture gives the loss in one epoch, for ratio algorithms its random steps.
+    """
+
+    iterations: int
+    images: int
+    per_prompt: int
+    updates: int
+    inner_epochs: int
+    steps: int
+    guidance: float
+    items: int
+    micro_batch: int
+    sampling_batch: int
+    devices: int = 1
+    learning_guidance: float | None = None
+    evaluate_every: int = 0
+    save_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "images", "per_prompt", "updates", "inner_epochs", "steps", "items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.images % self.per_prompt:
+            raise ValueError(
+                f"{self.images} images do not make groups of {self.per_prompt} (per_prompt). {self._nearest()}"
+            )
+        if self.groups % self.updates:
+            whole = f"{self.updates} updates of whole groups of {self.per_prompt} = {self.unit}"
+            raise ValueError(f"{self.images} images do not make equal updates: {whole}. {self._nearest()}")
+        if self.groups // self.updates < self.devices:
+            raise ValueError(
+                f"{self.groups // self.updates} groups an update cannot be shared by {self.devices} devices: "
+                f"use images={self.unit * self.devices} or more, or fewer updates."
+            )
+
+    @property
+    def unit(self) -> int:
+        """Images must be a multiple of this."""
+        return self.updates * self.per_prompt
+
+    @property
+    def groups(self) -> int:
+        """Prompts an iteration; each gives per_prompt images."""
+        return self.images // self.per_prompt
+
+    @property
+    def effective_batch(self) -> int:
+        """Images behind one optimizer step."""
+        return self.images // self.updates
+
+    @property
+    def guided(self) -> int:
+        """Network rows behind one prediction: 2 with guidance, 1 without."""
+        return 2 if self.guidance > 1 else 1
+
+    @property
+    def learning_guided(self) -> int:
+        """The same where it is learned from."""
+        guidance = self.guidance if self.learning_guidance is None else self.learning_guidance
+        return 2 if guidance > 1 else 1
+
+    @property
+    def sampling_rows(self) -> int:
+        """Network rows forward, to draw one iteration's pictures."""
+        return self.images * self.steps * self.guided
+
+    @property
+    def learning_rows(self) -> int:
+        """Network rows forward and backward, to learn from one iteration."""
+        return self.images * self.items * self.inner_epochs * self.learning_guided
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.iterations * self.updates * self.inner_epochs
+
+    def halvings(self) -> Iterator[int]:
+        """Items of one training call: micro_batch, then half of it each time memory ran out, down to 1."""
+        rows = self.micro_batch
+        while rows >= 1:
+            yield rows
+            rows //= 2
+
+    def evaluates(self, iteration: int) -> bool:
+        """Whether the model is judged before this iteration; before the first always."""
+        return iteration == 0 or (self.evaluate_every > 0 and iteration % self.evaluate_every == 0)
+
+    def saves(self, iteration: int) -> bool:
+        """Whether a checkpoint is written after this iteration, counted from 0."""
+        return self.save_every > 0 and (iteration + 1) % self.save_every == 0
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Rows (quantity, number, how it comes about) for the terminal."""
+        guided = f" x {self.guided} for guidance" if self.guided > 1 else ""
+        each = self.images // self.devices
+        return [
+            ("images an iteration", f"{self.images}", f"{self.groups} prompts x {self.per_prompt}"),
+            ("images a device", f"{each}", f"{self.devices} device{'s' * (self.devices > 1)}, {self._uneven()}"),
+            ("updates an iteration", f"{self.updates * self.inner_epochs}", self._updates()),
+            ("items an update", f"{self.effective_batch * self.items}", f"{self.effective_batch} images x {self.items}"),
+            ("items a training call", f"{self.micro_batch}", f"micro_batch; {self.micro_batch * self.learning_guided} rows"),
+            ("images a sampling call", f"{self.sampling_batch}", f"{self.sampling_batch * self.guided} rows"),
+            ("rows forward to sample", f"{self.sampling_rows:,}", f"{self.images} x {self.steps} steps{guided}"),
+            ("rows to learn", f"{self.learning_rows:,}", f"{self.images} x {self.items} items{guided}, both ways"),
+            ("reward queries in all", f"{self.images * self.iterations:,}", f"{self.iterations} iterations"),
+            (
+                "network rows in all",
+                f"{self.iterations * (self.sampling_rows + self.learning_rows):,} forward",
+                f"{self.iterations * self.learning_rows:,} of them backward too",
+            ),
+        ]
+
+    def _updates(self) -> str:
+        epochs = f", {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""
+        return f"{self.updates} updates of {self.effective_batch} images{epochs}"
+
+    def _uneven(self) -> str:
+        # Rows of pictures that are permuted whole between epochs: devices that do not divide them are unequal.
+        return "equal shares" if (self.groups // self.updates) % self.devices == 0 else "UNEQUAL shares"
+
+    def _nearest(self) -> str:
+        below, above = self.images // self.unit * self.unit, -(-self.images // self.unit) * self.unit
+        return f"Nearest: {f'{below} or ' if below else ''}{above} images."

@@ -1,0 +1,93 @@
+"""`Policy`: what everything else may ask of a model that draws pictures. It knows nothing of rewards or RL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.policy.conditioning import Conditioning
+from tastemaker.process.prediction import Prediction
+from tastemaker.process.schedule import Schedule
+
+__all__ = ["Conditioning", "Exportable", "Policy", "Rows"]
+
+
+@dataclass
+class Rows:
+    """Rows that went through the network so far, guidance's second row included.
+
+    A row counts as backward when it was computed with gradients enabled: that is what will be differentiated. What
+    gradient checkpointing computes again is not counted.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    def add(self, rows: int) -> None:
+        self.forward += rows
+        if torch.is_grad_enabled():
+            self.backward += rows
+
+
+class Policy(Protocol):
+    """A denoising model with trainable weights, over x[i] = alpha[i] x0 + sigma[i] eps."""
+
+    rows: Rows
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w) of one latent."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes, and where `predict` wants its rows."""
+
+    def schedule(self, steps: int) -> Schedule:
+        """The model's own time grid with this many steps, on the policy's device."""
+
+    def encode(self, prompts: Sequence[str], negative: str = "") -> Conditioning:
+        """What `predict` needs of the prompts, one row for each."""
+
+    def predict(
+        self, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float | Tensor
+    ) -> Prediction:
+        """The network's belief about x[i] [B,C,h,w], in fp32; i is one int or int64 [B], guidance a number or [B]."""
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents [B,C,h,w] to pictures [B,3,H,W] in [0, 1], fp32, differentiable."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures [B,3,H,W] in [0, 1] to latents [B,C,h,w], fp32, without a graph."""
+
+    def using(self, weights: str) -> AbstractContextManager[None]:
+        """Compute with another set ("base", "old", "ema") and without gradients inside the block."""
+
+    def blend(self, weights: str, keep: float) -> None:
+        """set <- keep set + (1 - keep) current."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable tensors, fp32."""
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable tensors by a name that stays the same from run to run."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The trainable tensors and the sets that change, for a checkpoint; views, not copies."""
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave; a missing, unknown or misshapen tensor is a ValueError."""
+
+
+class Exportable(Policy, Protocol):
+    """A policy that other programs can load."""
+
+    def lora_tensors(self) -> dict[str, Tensor] | None:
+        """The adapter under the key names of its family's LoRA files, alpha / rank baked in; None without one."""
+
+    def pipeline(self) -> Any:
+        """The diffusers pipeline around the live network, on the policy's device."""

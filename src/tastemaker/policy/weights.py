@@ -1,0 +1,232 @@
+"""`Weights`: the trainable part of a network, and the named sets it can be exchanged for. The same for all families."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.process.noise import Key
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+ADAPTER = "learner"  # peft keeps adapters as attributes of modules: `train` would hide Module.train
+CURRENT = "current"
+INITS = ("gaussian", "kaiming")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank adapter: W x + (alpha / rank) B A x.  Hu et al. 2021, arXiv:2106.09685.
+
+    B starts at zero, so the tuned model starts as the base model; A is drawn in fp32 from the seed, so that every
+    process starts with the same numbers.
+    """
+
+    rank: int = 4
+    alpha: float | None = None
+    """Strength; None stands for `rank`, which makes the factor 1."""
+    targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    """Ends of the names of the layers that get an adapter."""
+    init: str = "gaussian"
+    """How A starts: `gaussian` (standard deviation 1 / rank) or `kaiming` (uniform within 1 / sqrt(inputs))."""
+    file: str | None = None
+    """A LoRA file, folder or hub id to start from; of a rank up to `rank`, in layers among `targets`."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}, it must be at least 1. For no adapter at all: --no-lora.")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"lora.alpha is {self.alpha}, it must be positive. Leave it out for alpha = rank.")
+        if isinstance(self.targets, str) or not self.targets:
+            raise ValueError(f"lora.targets is {self.targets!r}, it must be a list with one name or more.")
+        if self.init not in INITS:
+            raise ValueError(f"lora.init is {self.init!r}, it must be one of {', '.join(INITS)}.")
+
+    @property
+    def scale(self) -> float:
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+class Weights:
+    """One adapter, or with `lora=None` the whole network; and copies of it by name.
+
+    The set "base" is the untrained network: with an adapter it is the adapter switched off and costs nothing; in full
+    tuning it is a kept copy. Every other set starts as a copy of the trainable tensors. A set is used by exchanging
+    pointers, so the Parameter objects (and with them the optimizer's and a compiled graph's) stay the same.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lora: LoRA | None = None,
+        *,
+        sets: tuple[str, ...] = ("base",),
+        start: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        network.requires_grad_(False)
+        self.lora = lora
+        self._named = _attach(network, lora, seed) if lora else dict(network.named_parameters())
+        if lora and start:
+            _begin_at(self._named, start, lora)
+        for parameter in self._named.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        network.eval()  # dropout would make the ratio of a new to an old probability random
+        self._layers = _adapter_layers(network) if lora else []
+        copied = [name for name in sets if not (lora and name == "base")]
+        self._sets = {name: [p.detach().clone() for p in self.parameters()] for name in copied}
+        self._active = CURRENT
+        self._own: list[Tensor] = []
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._named.values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._named)
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Compute with the named set, without gradients; afterwards, also after an exception, with the former again."""
+        if name not in self._sets and not (self.lora and name == "base"):
+            raise ValueError(f"weights {name!r} are not kept here: this policy was loaded with {self._names()}.")
+        before = self._active
+        with torch.no_grad():
+            try:
+                self._exchange(name)
+                yield
+            finally:
+                self._exchange(before)
+
+    def blend(self, name: str, keep: float) -> None:
+        """set <- keep set + (1 - keep) current; keep = 0 copies."""
+        if name == "base" or name not in self._sets:
+            raise ValueError(f"weights {name!r} cannot be blended into: this policy was loaded with {self._names()}.")
+        if not 0.0 <= keep <= 1.0:
+            raise ValueError(
+                f"keep is {keep}, it must lie between 0 (copy the current weights) and 1 (change nothing)."
+            )
+        assert self._active == CURRENT, "blend inside using(): the current weights are exchanged"
+        with torch.no_grad():
+            for kept, parameter in zip(self._sets[name], self.parameters(), strict=True):
+                if keep == 0.0:
+                    kept.copy_(parameter)  # lerp would keep a NaN of the old content
+                else:
+                    kept.lerp_(parameter, 1.0 - keep)
+
+    def state(self) -> dict[str, Tensor]:
+        """`current/<name>` and `<set>/<name>` -> tensor; "base" is not among them, the model's own files hold it."""
+        assert self._active == CURRENT, "state inside using(): the current weights are exchanged"
+        tensors = {f"{CURRENT}/{name}": parameter.detach() for name, parameter in self._named.items()}
+        for kept, values in self._sets.items():
+            if kept != "base":
+                tensors |= {f"{kept}/{name}": value for name, value in zip(self._named, values, strict=True)}
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors back in place, so that whoever holds the parameters sees the new values."""
+        own = self.state()
+        wrong = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint's weights do not fit this model and LoRA: {wrong[0]!r} and {len(wrong) - 1} more are "
+                "missing, unknown or of another shape. Resume with the --model, --lora and algorithm it was made with."
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter by name, alpha / rank baked into B: what a loader without any metadata shows is the same."""
+        assert self.lora is not None
+        scale = self.lora.scale
+        return {n: p.detach() * scale if ".lora_B." in n else p.detach().clone() for n, p in self._named.items()}
+
+    def _names(self) -> str:
+        return ", ".join(sorted({*self._sets, "base"} if self.lora else self._sets)) or "no sets"
+
+    def _exchange(self, name: str) -> None:
+        if name == self._active:
+            return
+        if self._active == CURRENT:
+            self._own = [parameter.data for parameter in self.parameters()]
+        if self.lora and "base" in (name, self._active):
+            for layer in self._layers:
+                # Not layer.enable_adapters(): it also sets requires_grad of every tensor, 8 ms for SD 1.5.
+                layer._disable_adapters = name == "base"
+        for parameter, data in zip(self.parameters(), self._sets.get(name, self._own), strict=True):
+            parameter.data = data
+        self._active = name
+
+
+def _attach(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Parameter]:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    _check_targets(network, lora)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank * lora.scale, target_modules=list(lora.targets))
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global stream, we do not keep what it draws
+        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    for layer in _adapter_layers(network):
+        layer.cast_input_dtype_enabled = False  # autocast decides; a cast to fp32 before it only costs memory
+    mark = f".{ADAPTER}."
+    named = {n.replace(mark, "."): p for n, p in network.named_parameters() if mark in n}
+    for name, parameter in named.items():
+        # fp32 before drawing: drawn in the base's half precision it would be another adapter
+        value = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            generator = Key(seed, "lora").generator("init", name)
+            bound = 1.0 / math.sqrt(parameter[0].numel())
+            if lora.init == "gaussian":
+                value.normal_(0.0, 1.0 / lora.rank, generator=generator)
+            else:
+                value.uniform_(-bound, bound, generator=generator)
+        parameter.data = value.to(parameter.device)
+    return named
+
+
+def _adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _check_targets(network: nn.Module, lora: LoRA) -> None:
+    """peft passes over a target that matches nothing as long as another matches."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    last = [name.split(".")[-2:] for name in layers]
+    ends = sorted({".".join(parts) if parts[-1].isdigit() else parts[-1] for parts in last})
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            close = difflib.get_close_matches(target, ends, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else f" There are: {', '.join(ends[:12])}."
+            raise ValueError(f"lora.targets: no linear or convolution layer's name ends with `{target}`.{hint}")
+
+
+def _begin_at(named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], lora: LoRA) -> None:
+    """Copy a file's adapter (scale baked into its B) in; a smaller rank fills the first rows, the rest of B is zero."""
+    unknown = sorted(start.keys() - named.keys())
+    if unknown:
+        raise ValueError(
+            f"--lora {lora.file}: its layer {unknown[0]!r} (and {len(unknown) - 1} more) gets no adapter here. "
+            f"lora.targets is {', '.join(lora.targets)}: name the file's layers there."
+        )
+    for name, tensor in start.items():
+        place, is_b = named[name].data, ".lora_B." in name
+        rank, columns = tensor.shape[1 if is_b else 0], place.shape[0 if is_b else 1]
+        if rank > lora.rank or tensor.shape[0 if is_b else 1] != columns or tensor.shape[2:] != place.shape[2:]:
+            raise ValueError(
+                f"--lora {lora.file}: {name!r} is {list(tensor.shape)}, here it is {list(place.shape)}. "
+                f"Set lora.rank to the file's rank ({rank}) or more, and use the model it was made for."
+            )
+        if is_b:
+            place[:, :rank] = tensor.to(place) / lora.scale
+        else:
+            place[:rank] = tensor.to(place)

@@ -1,0 +1,1 @@
+"""The denoising chain as numbers: schedules, predictions, transitions, samplers and keyed noise."""

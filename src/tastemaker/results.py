@@ -1,0 +1,138 @@
+"""What a run shows: evaluations written down, pictures before and after, the curve, and the last words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
+from tastemaker.evaluation.statistics import bootstrap
+from tastemaker.reports.pictures import grid, save
+from tastemaker.reports.plot import Series, line_chart
+from tastemaker.training.record import METRICS, Lines, read_lines
+
+EVALUATIONS = "evaluations.jsonl"
+SHOWN = 8  # pictures of an evaluation that are kept, and stand in before_after.png
+
+
+class Results:
+    """The evaluations of one run. The first is of the base model; later ones are compared with it, pair by pair."""
+
+    def __init__(self, folder: Path, trial: Trial, prompts_name: str, sampler: str, *, write: bool = True) -> None:
+        self.folder, self.trial, self.prompts_name, self.sampler = folder, trial, prompts_name, sampler
+        self.write = write
+        self.lines = Lines(folder / EVALUATIONS, "evaluations", write=write)
+        self.shown = Lines(folder / "samples.jsonl", "samples", write=write)
+        self.base: dict[str, torch.Tensor] = {}
+
+    def rewind(self, iteration: int) -> None:
+        """Forgets evaluations behind the cursor and reads the base's values again."""
+        self.lines.keep(lambda row: row["iteration"] < iteration or row["iteration"] == 0 < iteration)
+        for row in self.lines.rows()[:1]:
+            self.base = {name: torch.tensor([_number(v) for v in values]) for name, values in row["values"].items()}
+
+    def add(self, iteration: int, verdict: Verdict) -> dict[str, Change]:
+        """Writes an evaluation down and returns the changes from the base; one made again replaces its record."""
+        if not self.base or iteration == 0:
+            self.base = verdict.values
+        changes = compare(self.base, verdict.values, self.trial.prompts, self.trial.seed)
+        groups = self.trial.prompts.groups
+        means = {n: bootstrap(v.numpy(), groups, key=(self.trial.seed, n)) for n, v in verdict.values.items()}
+        self.lines.keep(lambda row: row["iteration"] != iteration)
+        self.lines.add(
+            {
+                "iteration": iteration,
+                "prompts": self.prompts_name,
+                "pictures": len(self.trial.prompts),
+                "sampler": self.sampler,
+                "steps": self.trial.steps,
+                "guidance": self.trial.guidance,
+                "reward": {name: found._asdict() for name, found in means.items()},
+                "change": {name: _flat(change) for name, change in changes.items()},
+                "values": {name: value.tolist() for name, value in verdict.values.items()},
+            }
+        )
+        if self.write:
+            self._keep_pictures(iteration, verdict)
+        return changes
+
+    def _keep_pictures(self, iteration: int, verdict: Verdict) -> None:
+        folder = self.folder / "samples" / str(iteration)
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("evaluation-*.webp"):
+            stale.unlink()
+        for b, picture in sorted(zip(verdict.ids, verdict.pictures, strict=True), key=lambda pair: pair[0])[:SHOWN]:
+            save(picture.float() / 255, folder / f"evaluation-{b}.webp")
+
+    def before_after(self) -> Path | None:
+        """Rows of pictures of the first and the last evaluation, same prompts, same noise."""
+        rows = self.lines.rows()
+        if len(rows) < 2:
+            return None
+        found = [self._pictures(row["iteration"]) for row in (rows[0], rows[-1])]
+        ids = sorted(set(found[0]) & set(found[1]))
+        if not ids:
+            return None
+        path = self.folder / "before_after.png"
+        name = next(iter(self.base))
+        notes = [[f"{row['values'][name][b]:.3g}" for b in ids] for row in (rows[0], rows[-1])]
+        texts = self.trial.prompts.texts
+        pictures = [[Image.open(one[b]).convert("RGB") for b in ids] for one in found]
+        grid(pictures, [texts[b] for b in ids], ["before", "after"], path, notes=notes)
+        return path
+
+    def _pictures(self, iteration: int) -> dict[int, Path]:
+        files = (self.folder / "samples" / str(iteration)).glob("evaluation-*.webp")
+        return {int(file.stem.removeprefix("evaluation-")): file for file in files}
+
+    def curve(self, reward: str) -> Path:
+        """Mean reward of the training pictures, iteration by iteration, and of the evaluations with their intervals."""
+        metrics = [row for row in read_lines(self.folder / METRICS) if "mean" in row["reward"]]
+        judged = [row for row in self.lines.rows() if reward in row["reward"]]
+        ends = [row["reward"][reward] for row in judged]
+        series = [
+            Series("training pictures", [row["iteration"] for row in metrics], [row["reward"]["mean"] for row in metrics]),
+            Series(
+                f"evaluation on {self.prompts_name}",
+                [row["iteration"] for row in judged],
+                [_number(end["mean"]) for end in ends],
+                [_number(end["low"]) for end in ends],
+                [_number(end["high"]) for end in ends],
+            ),
+        ]
+        path = self.folder / "curve.svg"
+        line_chart([one for one in series if one.x], title=reward, x="iteration", y="reward", path=path)
+        return path
+
+
+def sentences(changes: dict[str, Change], pictures: int, prompts_name: str) -> list[str]:
+    """What changed, a line a score."""
+    lines = [f"{pictures} pictures of {prompts_name}, same prompts and noise before and after (95 % intervals):"]
+    width = max(map(len, changes), default=0)
+    for name, found in changes.items():
+        low, high = found.change.low, found.change.high
+        relative = f"{100 * found.change.mean / abs(found.base.mean):+.0f} %, " if found.base.mean else ""
+        lines.append(
+            f"  {name:<{width}}  {found.base.mean:.4g} -> {found.tuned.mean:.4g}   {found.change.mean:+.3g} "
+            f"[{low:+.3g}, {high:+.3g}]   {relative}{found.deviations:+.2f} SD, {found.wins.mean:.0%} of pairs won"
+        )
+    return lines
+
+
+def _flat(change: Change) -> dict[str, Any]:
+    return {
+        "mean": change.change.mean,
+        "low": change.change.low,
+        "high": change.change.high,
+        "deviations": change.deviations,
+        "wins": change.wins.mean,
+    }
+
+
+def _number(value: float | None) -> float:
+    return float(np.nan) if value is None else float(value)
+

@@ -1,0 +1,62 @@
+"""Rewards: functions from pictures and prompts to one number a picture.
+
+`named` answers a wrong name without loading torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tastemaker.prompts.functions import is_function_spec, load_function, unknown
+
+if TYPE_CHECKING:
+    from tastemaker.rewards.reward import NamedReward
+
+# name -> "module:function or class"
+TABLE: dict[str, str] = {
+    "jpeg_compressibility": "tastemaker.rewards.jpeg:compressibility",
+    "jpeg_incompressibility": "tastemaker.rewards.jpeg:incompressibility",
+    "shapes_alignment": "tastemaker.shapes.oracle:alignment",
+}
+
+# Public names that need torch: module:attribute, loaded when they are asked for.
+_LAZY: dict[str, str] = {
+    "NamedReward": "tastemaker.rewards.reward:NamedReward",
+    "Recorded": "tastemaker.rewards.recorded:Recorded",
+    "Reward": "tastemaker.rewards.reward:Reward",
+    "Scores": "tastemaker.rewards.reward:Scores",
+    "Scoring": "tastemaker.rewards.scoring:Scoring",
+    "adapt": "tastemaker.rewards.reward:adapt",
+    "check": "tastemaker.rewards.reward:check",
+    "score": "tastemaker.rewards.reward:score",
+}
+
+__all__ = ["TABLE", "named", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _load(_LAZY[name])
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def named(spec: Any, *, key: str = "reward") -> "NamedReward":
+    """The reward that a user means: a name of the table, `path/to/file.py:function`, a function or an object.
+
+    A class is built without arguments. Errors: ValueError that names `key` as the user typed it.
+    """
+    if not isinstance(spec, str):
+        name, found = None, spec
+    elif spec in TABLE:
+        name, found = spec, _load(TABLE[spec])
+    elif is_function_spec(spec):
+        name, found = spec.rpartition(":")[2], load_function(spec, key=key)
+    else:
+        raise unknown(spec, TABLE, key=key, kind="reward", also="`path/to/file.py:function` for a reward of your own")
+    from tastemaker.rewards.reward import adapt  # torch, only once the name is right
+
+    return adapt(found, name)

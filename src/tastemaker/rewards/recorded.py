@@ -1,0 +1,48 @@
+"""`Recorded`: a reward that counts what it is asked, for metrics from the first day."""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker.rewards.reward import NamedReward, Scores, adapt
+
+
+class Recorded:
+    """Passes calls on, graph and all, and counts pictures asked, seconds, and pictures left without a valid score.
+
+    Safe to call from the scoring thread and the main thread. A call that raises counts as failed for all its pictures
+    and raises on. The counters may be set, so that a resumed iteration goes on counting where it was.
+    """
+
+    def __init__(self, reward: Any) -> None:
+        self.reward: NamedReward = adapt(reward)
+        self.queries = 0
+        self.seconds = 0.0
+        self.failed = 0
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The reward's own name."""
+        return self.reward.name
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the reward's network lives, when it says so."""
+        return self.reward.device
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        began, failed = time.perf_counter(), len(images)
+        try:
+            scores = self.reward(images, prompts)
+            failed = int((~scores.value.detach().isfinite()).sum())
+            return scores
+        finally:
+            with self._lock:
+                self.queries += len(images)
+                self.failed += failed
+                self.seconds += time.perf_counter() - began

@@ -1,0 +1,269 @@
+"""The denoising loop: the only code that runs one. `chain` for everybody, `collect` for ratio algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tastemaker.iteration import Iteration
+from tastemaker.policy.policy import Policy
+from tastemaker.process.noise import Key
+from tastemaker.process.prediction import Prediction
+from tastemaker.process.samplers import Sampler, Window
+from tastemaker.process.schedule import Schedule
+from tastemaker.process.transition import Transition, draw, log_prob
+from tastemaker.prompts.prompts import Prompts
+from tastemaker.rewards.scoring import Result, Scoring
+
+ROW = 64  # pictures' groups that inner epochs permute as one: devices that divide it make the same updates
+
+
+class Step(NamedTuple):
+    """One step of a chain: from x[i] to x[i + 1]."""
+
+    i: int
+    x: Tensor  # [B,C,h,w]
+    prediction: Prediction
+    transition: Transition
+    cleaner: Tensor  # x[i + 1], [B,C,h,w]
+
+
+def chain(
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Prompts,
+    *,
+    key: Key,
+    schedule: Schedule,
+    guidance: float,
+    negative: str = "",
+    x: Tensor | None = None,
+    first: int = 0,
+    grad: bool = False,
+) -> Iterator[Step]:
+    """The steps from x[first] to x[T]; x[0] is keyed noise unless `x` is given.
+
+    Every sample's noise depends on (key, step, prompts.ids) alone. A step whose std is 0 draws none.
+    """
+    conditioning = policy.encode(prompts, negative)
+    shape = policy.latent_shape
+    random = (sampler.stds(schedule) > 0).tolist()
+    x = key.noise("x0", 0, prompts.ids, shape).to(policy.device) if x is None else x
+    for i in range(first, len(schedule)):
+        noise = key.noise("chain", i, prompts.ids, shape).to(policy.device) if random[i] else None
+        with torch.set_grad_enabled(grad):
+            prediction = policy.predict(x, i, schedule, conditioning, guidance)
+            p = sampler.transition(prediction, x, i, schedule)
+            cleaner = p.mean if noise is None else draw(p, noise)
+        yield Step(i, x, prediction, p, cleaner)
+        x = cleaner
+
+
+def padded(prompts: Prompts, rows: int) -> Prompts:
+    """The prompts, the last one repeated up to `rows`: every network call has the same rows."""
+    return prompts.take([min(row, len(prompts) - 1) for row in range(rows)])
+
+
+def placed(it: Iteration, sampler: Sampler) -> Sampler:
+    """The sampler of this iteration: a window is drawn to its place, everything else is itself."""
+    if isinstance(sampler, Window):
+        return sampler.drawn(it.key, it.policy.schedule(it.plan.steps))
+    return sampler
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Items of ratio algorithms: pairs (sample, random step) of a rollout, which hold no tensor of latents twice."""
+
+    rollout: Rollout
+    sample: Tensor  # [M] int64, rows of the rollout
+    step: Tensor  # [M] int64, columns of its random steps
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def take(self, rows: Tensor) -> Transitions:
+        return replace(self, sample=self.sample[rows], step=self.step[rows])
+
+    @property
+    def i(self) -> Tensor:
+        """[M] the step in the chain."""
+        return self.rollout.steps[self.step]
+
+    @property
+    def x(self) -> Tensor:
+        """[M,C,h,w] x[i]."""
+        return self.rollout.path[self.sample, self.rollout.place(self.i)]
+
+    @property
+    def x1(self) -> Tensor:
+        """[M,C,h,w] x[i + 1]."""
+        return self.rollout.path[self.sample, self.rollout.place(self.i + 1)]
+
+    @property
+    def old(self) -> Tensor:
+        """[M] log-probability of x[i + 1] under the weights that drew it."""
+        return self.rollout.old[self.sample, self.step]
+
+    @property
+    def credit(self) -> Tensor:
+        """[M] the sample's credit."""
+        assert self.rollout.credit is not None
+        return self.rollout.credit[self.sample]
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.rollout.prompts.take(self.sample.tolist())
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """This device's pictures of one iteration and, of their random steps, what ratio algorithms need; fp32 on the host.
+
+    prompts: B rows.  steps: [K] the random steps.  times: [N] the states x[i] that are kept.
+    path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B], NaN where the score failed.
+    """
+
+    prompts: Prompts
+    steps: Tensor
+    times: Tensor
+    path: Tensor
+    old: Tensor
+    x0: Tensor
+    reward: Tensor
+    parts: dict[str, Tensor]
+    credit: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def place(self, i: Tensor) -> Tensor:
+        """Where states x[i] stand in `path`."""
+        return torch.searchsorted(self.times, i)
+
+    def credited(self, credit: Tensor) -> Rollout:
+        """The same with a credit `[B]` for each picture; pictures without a finite one are not learned from."""
+        return replace(self, credit=credit)
+
+    def take(self, rows: Tensor) -> Rollout:
+        picked = {name: getattr(self, name)[rows] for name in ("path", "old", "x0", "reward")}
+        credit = None if self.credit is None else self.credit[rows]
+        parts = {name: part[rows] for name, part in self.parts.items()}
+        return replace(self, prompts=self.prompts.take(rows.tolist()), parts=parts, credit=credit, **picked)
+
+    def updates(self, it: Iteration, epoch: int) -> list[Rollout]:
+        """The pictures of each optimizer step, cut by group.
+
+        Epoch 0 takes the dealt order; later epochs permute rows of gcd(groups an update, 64) groups whole, so every
+        number of devices that divides a row makes the same updates.
+        """
+        groups = it.plan.groups // it.plan.updates
+        row = gcd(groups, ROW)
+        rows = it.plan.groups // row
+        order = it.key.permutation(rows, "epoch", epoch) if epoch else list(range(rows))
+        place = torch.empty(rows, dtype=torch.long)
+        place[torch.tensor(order)] = torch.arange(rows)
+        group = torch.tensor(self.prompts.ids, dtype=torch.long) // it.plan.per_prompt
+        update = place[group // row] * row // groups
+        return [self.take((update == u).nonzero().flatten()) for u in range(it.plan.updates)]
+
+    def transitions(self, chosen: Tensor | None = None) -> Transitions:
+        """The items of the pictures that have a credit: all random steps, or those where `chosen [B,K]` holds."""
+        assert self.credit is not None, "credit comes before transitions"
+        wanted = self.credit.isfinite()[:, None].expand(len(self), len(self.steps))
+        sample, step = (wanted if chosen is None else wanted & chosen).nonzero(as_tuple=True)
+        return Transitions(self, sample, step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the prompts, which the key gives again."""
+        named = {name: getattr(self, name) for name in ("steps", "times", "path", "old", "x0", "reward")}
+        return named | {f"parts.{name}": part for name, part in self.parts.items()}
+
+
+def collect(it: Iteration, sampler: Sampler) -> Rollout:
+    """Draw and score this device's pictures, once an iteration; scoring runs beside the sampling.
+
+    Sampling stops for a stop request between two network calls. The result is in `it.kept`.
+    """
+    prefix = "rollout."
+    kept = {name.removeprefix(prefix): value for name, value in it.kept.items() if name.startswith(prefix)}
+    if not kept:
+        kept = _collected(it, sampler).tensors()
+        it.kept.update({prefix + name: value for name, value in kept.items()})
+    parts = {name.removeprefix("parts."): kept.pop(name) for name in list(kept) if name.startswith("parts.")}
+    return Rollout(it.prompts, parts=parts, **kept)
+
+
+def _collected(it: Iteration, sampler: Sampler) -> Rollout:
+    schedule = it.policy.schedule(it.plan.steps)
+    steps = (sampler.stds(schedule) > 0).nonzero().flatten().cpu()
+    times = torch.unique(torch.cat([steps, steps + 1]))
+    traces: list[tuple[Tensor, Tensor, Tensor]] = []
+    it.progress.begin("sampling", len(it.prompts) * it.plan.steps)
+    with Scoring(it.reward, poll=it.world.poll) as scoring:
+        for part in it.prompts.split(it.plan.sampling_batch):
+            trace = _trace(it, sampler, part, schedule, set(steps.tolist()))
+            it.world.poll()
+            with torch.no_grad():
+                images = it.policy.decode(trace[2].to(it.policy.device))
+            scoring.submit(part, images)
+            traces.append(trace)
+            it.progress.advance(0, f"{scoring.waiting} rewards waiting" if scoring.waiting else "")
+        scores = scoring.results()
+    it.notes.extend(scoring.notes.values())
+    paths, olds, x0s = zip(*traces, strict=True) if traces else ((), (), ())
+    reward, parts = _scores(scores, it.prompts.ids)
+    return Rollout(it.prompts, steps, times, torch.cat(paths), torch.cat(olds), torch.cat(x0s), reward, parts)
+
+
+def _trace(
+    it: Iteration, sampler: Sampler, part: Prompts, schedule: Schedule, random: set[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Path `[B,N,C,h,w]`, log-probabilities `[B,K]` and x0 `[B,C,h,w]` of one sampling call's pictures, on the host."""
+    rows = padded(part, it.plan.sampling_batch)
+    path: list[Tensor] = []
+    old: list[Tensor] = []
+    guidance = it.plan.guidance
+    x0 = torch.empty(0)
+    for step in chain(it.policy, sampler, rows, key=it.key, schedule=schedule, guidance=guidance, negative=it.negative):
+        if step.i in random:
+            path += [] if step.i - 1 in random else [_home(step.x)]
+            path.append(_home(step.cleaner))
+            old.append(_home(log_prob(step.transition, step.cleaner)))
+        x0 = step.cleaner
+        it.progress.advance(len(part))
+        it.world.poll()
+    count = len(part)
+    none = torch.empty(count, 0)
+    return (
+        torch.stack(path, 1)[:count] if path else none,
+        torch.stack(old, 1)[:count] if old else none,
+        _home(x0)[:count],
+    )
+
+
+def _home(x: Tensor) -> Tensor:
+    return x.detach().to("cpu")
+
+
+def _scores(scores: dict[int, Result], ids: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rewards `[B]` fp32 and their named parts, in the order of the ids."""
+    reward = torch.tensor([scores[b][0] for b in ids], dtype=torch.float32)
+    names = sorted({name for b in ids for name in scores[b][1]})
+    parts = {name: torch.tensor([scores[b][1].get(name, float("nan")) for b in ids]) for name in names}
+    return reward, parts
+
+
+def transition_at(it: Iteration, sampler: Sampler, pairs: Transitions, guidance: float | None = None) -> Transition:
+    """p_theta(. | x[i], c) of each item, on the policy's device."""
+    device = it.policy.device
+    schedule = it.policy.schedule(it.plan.steps)
+    x, i = pairs.x.to(device), pairs.i.to(device)
+    conditioning = it.policy.encode(pairs.prompts, it.negative)
+    guidance = it.plan.guidance if guidance is None else guidance
+    return sampler.transition(it.policy.predict(x, i, schedule, conditioning, guidance), x, i, schedule)

@@ -1,0 +1,54 @@
+"""Masks of every shape's inside, drawn as the world draws them: what the oracle compares a region with."""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from tastemaker.shapes.drawing import SHAPES, SIZE, outline, turned
+
+SIDE = 24  # pixels of a template's side
+SPAN = 1.25  # half of its side, in units of the square root of the area
+_TILTS = {"circle": (0,), "star": range(-36, 36, 8)}
+_RADII = (9.5, 11.5, 15.0, 21.0)  # pixels
+_BLURS = (0.0, 0.7, 1.1)  # pixels: what autoencoders, JPEG and samplers do to an edge
+_OVERSAMPLING = 4
+
+Mask = NDArray[np.bool_]
+
+
+@cache
+def templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Masks `[N, SIDE*SIDE]` of 0 and 1, and the index into SHAPES of each `[N]`."""
+    masks, names = [], []
+    for k, shape in enumerate(SHAPES):
+        for tilt in _TILTS.get(shape, range(-28, 29, 7)):
+            for radius in _RADII:
+                for blur in _BLURS:
+                    masks.append(normalised(_drawn(shape, tilt, radius, blur)))
+                    names.append(k)
+    return np.stack(masks), np.array(names)
+
+
+def normalised(mask: Mask) -> NDArray[np.float32]:
+    """A region moved to its middle, scaled to unit area and sampled at SIDE x SIDE points, flat."""
+    y, x = np.nonzero(mask)
+    scale = np.sqrt(len(y))
+    steps = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1) * SPAN * scale
+    padded = np.pad(mask, 1)
+    rows = np.clip(np.rint(y.mean() + steps).astype(int) + 1, 0, padded.shape[0] - 1)
+    columns = np.clip(np.rint(x.mean() + steps).astype(int) + 1, 0, padded.shape[1] - 1)
+    return padded[np.ix_(rows, columns)].ravel().astype(np.float32)
+
+
+def _drawn(shape: str, tilt: float, radius: float, blur: float) -> Mask:
+    """The inside of one object of that radius at the middle of a picture `[64,64]`."""
+    points = (turned(outline(shape), tilt) * radius + SIZE / 2) * _OVERSAMPLING
+    path = [(float(x), float(y)) for x, y in points]
+    big = Image.new("L", (SIZE * _OVERSAMPLING,) * 2)
+    pen = ImageDraw.Draw(big)
+    pen.polygon(path, fill=255)
+    pen.line([*path, path[0], path[1]], fill=0, width=2 * _OVERSAMPLING, joint="curve")
+    small = big.resize((SIZE, SIZE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(blur))
+    return np.asarray(small) > 127

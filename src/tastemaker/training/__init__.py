@@ -1,0 +1,1 @@
+"""What no paper discusses: the loop over updates, the optimizer, checkpoints and stopping."""

@@ -1,0 +1,267 @@
+"""What a run writes down while it goes: metrics.jsonl, samples, a line an iteration, progress bars."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tastemaker.iteration import Iteration
+from tastemaker.policy.policy import Policy
+from tastemaker.reports.pictures import save
+from tastemaker.rewards.recorded import Recorded
+
+SCHEMA = 1
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+
+
+class Bars:
+    """Progress on a terminal; where there is none, nothing (the line an iteration is enough for a log)."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.bar: Any = None
+
+    def begin(self, what: str, total: int) -> None:
+        self.end()
+        if self.stream.isatty():
+            self.bar = tqdm(total=total, desc=f"  {what}", leave=False, file=self.stream, dynamic_ncols=True)
+
+    def advance(self, count: int, note: str = "") -> None:
+        if self.bar is not None:
+            self.bar.update(count)
+            if note:
+                self.bar.set_postfix_str(note)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Lines:
+    """A jsonl file whose first line is its schema; lines behind a cursor can be cut off, and one replaced."""
+
+    def __init__(self, path: Path, kind: str, *, write: bool) -> None:
+        self.path, self.kind, self.write = path, kind, write
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if not self.write:
+            return
+        new = not self.path.exists()
+        with self.path.open("a", encoding="utf-8") as file:
+            if new:
+                file.write(json.dumps({"schema": SCHEMA, "kind": self.kind}) + "\n")
+            file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_lines(self.path)
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Leaves only the rows that are wanted; a half-written last line goes too."""
+        if not self.write or not self.path.exists():
+            return
+        rows = [row for row in self.rows() if wanted(row)]
+        head = json.dumps({"schema": SCHEMA, "kind": self.kind})
+        part = self.path.with_suffix(".part")
+        part.write_text("\n".join([head, *(json.dumps(row, allow_nan=False) for row in rows)]) + "\n", encoding="utf-8")
+        part.replace(self.path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of one of a run's jsonl files, without the schema line and without a half-written last one."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if "schema" not in row:
+            rows.append(row)
+    return rows
+
+
+class Record:
+    """Keeps the numbers of the iteration under way and writes them when it ends. One a device; only rank 0 writes."""
+
+    def __init__(self, folder: Path, *, iterations: int, write: bool = True, samples: int | Literal["all"] = 16) -> None:
+        self.folder, self.iterations, self.samples = folder, iterations, samples
+        self.metrics = Lines(folder / METRICS, "metrics", write=write)
+        self.shown = Lines(folder / SAMPLES, "samples", write=write)
+        self.progress = Bars()
+        self.write = write
+        self._updates: list[dict[str, float]] = []
+        self._before: dict[str, float] = {}
+        self._carried: dict[str, float] = {}
+        self._began = self._started = time.perf_counter()
+        self._first: int | None = None
+        self._drawn: float | None = None
+        self._learning = 0.0
+
+    def rewind(self, iteration: int) -> None:
+        """Forgets what lies behind the cursor: a resumed run makes it again."""
+        for lines in (self.metrics, self.shown):
+            lines.keep(lambda row: row["iteration"] < iteration)
+
+    def begin(self, iteration: int, reward: Recorded, policy: Policy) -> None:
+        """A new iteration: counters are read, so that its end knows what it cost."""
+        self._before = _counters(reward, policy)
+        self._began, self._drawn, self._learning = time.perf_counter(), None, 0.0
+        self._first = iteration if self._first is None else self._first
+
+    def carry(self, carried: Mapping[str, Any]) -> None:
+        """Goes on with the numbers of an interrupted iteration; called before `begin`."""
+        self._updates = [dict(update) for update in carried["updates"]]
+        self._carried = dict(carried["counters"])
+
+    def carried(self, reward: Recorded, policy: Policy) -> dict[str, Any]:
+        """The numbers of this iteration so far, for a checkpoint inside it."""
+        return {"updates": self._updates, "counters": self._spent(reward, policy)}
+
+    def asked(self, reward: Recorded) -> int:
+        """Scores asked for in this iteration."""
+        return int(reward.queries - self._before["queries"] + self._carried.get("queries", 0))
+
+    def failed(self, reward: Recorded) -> int:
+        """Scores of this iteration that failed."""
+        return int(reward.failed - self._before["failed"] + self._carried.get("failed", 0))
+
+    def why_failed(self, it: Iteration) -> str:
+        """The last line of a failed score's traceback, where the reward raised."""
+        return f"The last one said: {it.notes[-1].strip().splitlines()[-1]}" if it.notes else ""
+
+    def learns(self) -> None:
+        """Drawing is over, the first update begins."""
+        self._drawn = time.perf_counter()
+
+    def update(self, made: int, stats: Mapping[str, float], seconds: float) -> None:
+        """One optimizer step's statistics."""
+        self._learning += seconds
+        row = dict(stats)
+        if "log_ratio" in row and made == 0:
+            row["mismatch"] = row["log_ratio"]  # before the first step the weights are those that drew the pictures
+        self._updates.append(row)
+
+    def finish(self, it: Iteration, reward: Recorded, policy: Policy) -> None:
+        """The iteration is over: one row of metrics, one line on the terminal, some of its pictures."""
+        self.progress.end()
+        spent, index = self._spent(reward, policy), int(it.key.iteration)
+        values, parts = _gathered(it)
+        ok = values[values.isfinite()]
+        summary = {"mean": ok.mean(), "std": ok.std(unbiased=False), "min": ok.min(), "max": ok.max()} if len(ok) else {}
+        row = {
+            "iteration": index,
+            "seconds": {k.removeprefix("s_"): v for k, v in spent.items() if k.startswith("s_")},
+            "queries": it.world.sum(int(spent["queries"])),
+            "network_calls": {
+                "rows_forward": it.world.sum(int(spent["rows_forward"])),
+                "rows_backward": it.world.sum(int(spent["rows_backward"])),
+            },
+            "images": len(values),
+            "reward": {**{k: float(v) for k, v in summary.items()}, "failed": len(values) - len(ok), "parts": parts},
+            "updates": self._updates,
+            "memory": _memory(policy.device),
+        }
+        self.metrics.add(row)
+        if self.write:
+            print(self._line(row), flush=True)
+            self._keep_samples(it, policy)
+        self._updates, self._carried = [], {}
+
+    def _spent(self, reward: Recorded, policy: Policy) -> dict[str, float]:
+        now = _counters(reward, policy)
+        spent = {name: now[name] - self._before[name] for name in now}
+        total = time.perf_counter() - self._began
+        sampling = (self._drawn or time.perf_counter()) - self._began
+        spent |= {"s_total": total, "s_sampling": sampling, "s_learning": self._learning}
+        spent["s_other"] = total - sampling - self._learning
+        return {name: value + self._carried.get(name, 0) for name, value in spent.items()}
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        done = row["iteration"] + 1
+        each = (time.perf_counter() - self._started) / (done - (self._first or 0))
+        reward, last = row["reward"], (row["updates"] or [{}])[-1]
+        mean = f"{reward['mean']:.4g} +- {reward['std']:.3g}" if "mean" in reward else "none"
+        failed = f"  {reward['failed']} failed" if reward["failed"] else ""
+        norm = f"  grad {last['grad_norm']:.2g}" if "grad_norm" in last else ""
+        left = f"  {_clock(each * (self.iterations - done))} left" if done < self.iterations else ""
+        seconds = row["seconds"]["total"]
+        return f"iteration {done}/{self.iterations}  reward {mean}{failed}{norm}  {seconds:.1f} s{left}"
+
+    def _keep_samples(self, it: Iteration, policy: Policy) -> None:
+        """Some of the iteration's pictures, best, worst and spread between, drawn again from their latents."""
+        reward, x0 = it.kept.get("rollout.reward"), it.kept.get("rollout.x0")
+        if reward is None or x0 is None or not len(reward) or self.samples == 0:
+            return
+        rows = _spread(reward, len(reward) if self.samples == "all" else self.samples)
+        folder = self.folder / "samples" / str(int(it.key.iteration))
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            images = policy.decode(x0[rows].to(policy.device))
+        for row, image in zip(rows, images, strict=True):
+            name = it.prompts.ids[row]
+            save(image, folder / f"{name}.webp")
+            value = float(reward[row])
+            self.shown.add(
+                {
+                    "iteration": int(it.key.iteration),
+                    "id": name,
+                    "prompt": it.prompts.texts[row],
+                    "reward": value if math.isfinite(value) else None,
+                    "file": f"samples/{int(it.key.iteration)}/{name}.webp",
+                }
+            )
+
+
+def _counters(reward: Recorded, policy: Policy) -> dict[str, float]:
+    return {
+        "queries": reward.queries,
+        "failed": reward.failed,
+        "s_reward": reward.seconds,
+        "rows_forward": policy.rows.forward,
+        "rows_backward": policy.rows.backward,
+    }
+
+
+def _gathered(it: Iteration) -> tuple[Tensor, dict[str, float]]:
+    """Everyone's rewards `[N]`, and the mean of every named part."""
+    own = it.kept.get("rollout.reward", torch.zeros(0))
+    parts = {k.removeprefix("rollout.parts."): float(v.nanmean()) for k, v in it.kept.items() if ".parts." in k}
+    return it.world.everyone(own, ids=it.prompts.ids[: len(own)]), parts
+
+
+def _spread(reward: Tensor, count: int) -> list[int]:
+    """`count` rows from the best to the worst, evenly by rank; failed ones last."""
+    order: list[int] = torch.argsort(reward.nan_to_num(-math.inf), descending=True).tolist()
+    count = min(count, len(order))
+    picks: Sequence[int] = [round(k * (len(order) - 1) / max(count - 1, 1)) for k in range(count)]
+    return [order[k] for k in dict.fromkeys(picks)]
+
+
+def _memory(device: torch.device) -> dict[str, int]:
+    if device.type == "cuda":
+        return {"peak_bytes": torch.cuda.max_memory_allocated(device)}
+    return {}
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: it becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,208 @@
+"""What no paper discusses: iterations, micro-batches, devices, retries, interruptions."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker.algorithms.algorithm import Algorithm
+from tastemaker.iteration import Iteration, Loss, Progress, State, Update, deal
+from tastemaker.plan import Plan
+from tastemaker.policy.policy import Policy
+from tastemaker.process.noise import Key
+from tastemaker.prompts.prompts import PromptSource
+from tastemaker.rewards.recorded import Recorded
+from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
+from tastemaker.training.optimizer import Optimizer
+from tastemaker.training.record import Record
+from tastemaker.world import Stop, World
+
+PATIENCE = 5  # optimizer steps in a row without a finite gradient before the run gives up
+MAXIMA = frozenset({"log_ratio"})  # statistics of which the largest is reported, not the mean
+
+
+@dataclass
+class Run:
+    """One training run with everything it is made of."""
+
+    algorithm: Algorithm
+    policy: Policy
+    reward: Recorded
+    source: PromptSource
+    optimizer: Optimizer
+    plan: Plan
+    world: World
+    record: Record
+    checkpoints: Checkpoints
+    evaluate: Callable[[int], None]  # judges the policy as it is, before this iteration, and writes it down
+    seed: int
+    negative: str = ""
+    max_failed: float = 0.5
+
+    def train(self, start: Checkpoint | None = None) -> bool:
+        """All iterations from `start` on. False where a stop was asked for; the checkpoint is written then."""
+        cursor, state, kept = self._begin(start)
+        for index in range(cursor.iteration, self.plan.iterations):
+            it = self._iteration(index, state, kept)
+            made = 0
+            try:
+                if self.plan.evaluates(index) and not cursor.updates:
+                    self.evaluate(index)
+                for update in self.world.lockstep(self.algorithm.iteration(it)):
+                    if made == 0:
+                        self.record.learns()
+                        self._check_failures(it, state)
+                    if made >= cursor.updates:  # else made before the interruption: passing over costs nothing
+                        self._step(it, update, made)
+                    made += 1
+            except Stop:
+                self._save(Cursor(index, max(made, cursor.updates)), state, it.kept)
+                return False
+            with self.world.uninterrupted():
+                self.record.finish(it, self.reward, self.policy)
+                state, kept, cursor = it.state, {}, Cursor(index + 1, 0)
+                if self.plan.saves(index) or cursor.iteration == self.plan.iterations:
+                    self._save(cursor, state, {})
+        try:
+            self.evaluate(self.plan.iterations)
+        except Stop:
+            return False  # the last checkpoint stands at the end: resuming only evaluates
+        return True
+
+    def _begin(self, start: Checkpoint | None) -> tuple[Cursor, State, dict[str, Tensor]]:
+        if start is None:
+            self.record.rewind(0)
+            return Cursor(0, 0), self.algorithm.begin(), {}
+        parts = {"policy": {}, "optimizer": {}}
+        for name, tensor in start.tensors.items():
+            part, key = name.split("/", 1)
+            parts[part][key] = tensor
+        self.policy.load_state(parts["policy"])
+        self.optimizer.load_state(parts["optimizer"], start.data["optimizer"])
+        self.checkpoints.forget_after(start.cursor)
+        self.record.rewind(start.cursor.iteration)
+        if not start.cursor.updates and not start.per_rank:
+            return start.cursor, start.data["state"], {}
+        if len(start.per_rank) != self.world.size:
+            raise ValueError(
+                f"{start.path} lies inside an iteration and was made by {len(start.per_rank)} processes; this run has "
+                f"{self.world.size}. Resume with as many, or from a checkpoint between iterations."
+            )
+        own = start.per_rank[self.world.rank]
+        self.record.carry(own["record"])
+        return start.cursor, start.data["state"], dict(own["kept"])
+
+    def _iteration(self, index: int, state: State, kept: dict[str, Tensor]) -> Iteration:
+        key = Key(self.seed, index)
+        self.record.begin(index, self.reward, self.policy)
+        prompts, everyone = deal(self.source, key, self.plan, self.world)
+        return Iteration(
+            key=key,
+            policy=self.policy,
+            reward=self.reward,
+            prompts=prompts,
+            everyone=everyone,
+            plan=self.plan,
+            world=self.world,
+            state=deepcopy(state),
+            kept=kept,
+            progress=self.record.progress,
+            negative=self.negative,
+        )
+
+    def _step(self, it: Iteration, update: Update, made: int) -> None:
+        start = time.perf_counter()
+        stats = descend(it, self.optimizer, update, self.record.progress)
+        self.record.update(made, stats, time.perf_counter() - start)
+        if self.optimizer.consecutive_skips >= PATIENCE:
+            raise ValueError(
+                f"no finite gradient in {PATIENCE} updates in a row (iteration {it.key.iteration}). The weights are those "
+                "of the last good update. Lower --learning_rate or --max_grad_norm, or use --mixed_precision bf16 or no."
+            )
+
+    def _check_failures(self, it: Iteration, state: State) -> None:
+        """Too many failed scores end the run, with a checkpoint from which the iteration is drawn anew."""
+        asked = self.world.sum(self.record.asked(self.reward))
+        failed = self.world.sum(self.record.failed(self.reward))
+        if failed > self.max_failed * asked:
+            self._save(Cursor(int(it.key.iteration), 0), state, {})
+            raise ValueError(
+                f"{failed} of {asked} scores of iteration {it.key.iteration} failed, more than max_failed="
+                f"{self.max_failed} allows; a failed score is never counted as 0. {self.record.why_failed(it)} A checkpoint "
+                "was written: mend the reward, then --resume_from_checkpoint latest."
+            )
+
+    def _save(self, cursor: Cursor, state: State, kept: dict[str, Tensor]) -> None:
+        tensors = {f"policy/{name}": value for name, value in self.policy.state().items()}
+        moments, numbers = self.optimizer.state()
+        tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
+        data = {"state": state, "optimizer": numbers}
+        inside = {"kept": kept, "record": self.record.carried(self.reward, self.policy)} if kept else None
+        with self.world.uninterrupted():
+            self.checkpoints.save(cursor, tensors, data, per_rank=inside)
+
+
+def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progress) -> dict[str, float]:
+    """One optimizer step on the mean of the loss over all devices' items, in network calls of equal rows."""
+    total = it.world.sum(len(update.batch))
+    if total == 0:
+        return {"items": 0.0, "skipped": 1.0}
+    progress.begin("learning", len(update.batch))
+    for rows in it.plan.halvings():
+        optimizer.zero_grad()
+        try:
+            stats = _backward(it, optimizer, update, rows, total, progress)
+            break
+        except torch.OutOfMemoryError:
+            warnings.warn(f"out of memory with {rows} items a call: trying {rows // 2}.", RuntimeWarning, stacklevel=2)
+    else:
+        raise ValueError("out of memory with one item a call: use --gradient_checkpointing or a lower --resolution.")
+    it.world.add_gradients(it.policy.parameters())
+    return {"items": float(total)} | _over_ranks(it.world, stats) | optimizer.step()
+
+
+def _backward(
+    it: Iteration, optimizer: Optimizer, update: Update, rows: int, total: int, progress: Progress
+) -> dict[str, Tensor]:
+    """Gradients of sum(loss) / total over this device's items; the statistics `[items]` by name."""
+    stats: dict[str, list[Tensor]] = {}
+    for part, own in cut(update.batch, rows):
+        loss: Loss = update.loss(part)
+        if loss.value.shape != (rows,):
+            raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {list(loss.value.shape)}.")
+        optimizer.backward(loss.value[:own].sum() / total)
+        for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
+            stats.setdefault(name, []).append(value[:own])
+        progress.advance(own)
+        it.world.poll()
+    return {name: torch.cat(parts) for name, parts in stats.items()}
+
+
+def cut(batch: Any, rows: int) -> Iterator[tuple[Any, int]]:
+    """Parts of equal `rows`, each with the number of its own items: the last is filled up with repeats.
+
+    Every network call has the same rows, so that no kernel changes and nothing is compiled again.
+    """
+    for start in range(0, len(batch), rows):
+        yield batch.take(torch.arange(start, start + rows).clamp(max=len(batch) - 1)), min(rows, len(batch) - start)
+
+
+def _over_ranks(world: World, stats: dict[str, Tensor]) -> dict[str, float]:
+    """Mean over all devices' items, or the largest, by name. Every rank has the same names, or none."""
+    found: dict[str, float] = {}
+    names = sorted(stats)
+    if world.size > 1:
+        names = sorted(set(world.broadcast_text(",".join(names)).split(",")) - {""})
+    for name in names:
+        own = stats.get(name, torch.zeros(0)).double().cpu()
+        row = torch.stack([own.sum(), torch.tensor(float(len(own))), own.amax() if len(own) else torch.tensor(0.0)])
+        sums = world.everyone(row[None].double(), ids=[world.rank])
+        found[name] = float(sums[:, 2].max() if name in MAXIMA else sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))
+    return found

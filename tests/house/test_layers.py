@@ -1,0 +1,124 @@
+"""Who imports whom: the layers of the design, read from the imports, lazy ones and those for types included."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+
+import pytest
+
+from house.syntax import ROOT, imports, outside, packages, source, sources
+
+SEAM = {"world", "process", "credit", "prompts", "plan", "policy.policy", "rewards.reward"}
+JUDGING = {"process", "prompts", "iteration", "rollout", "rewards", "policy", "world"}  # iteration: progress bars
+
+# layer -> (our modules, each with all below it; other people's packages).  The most specific entry counts.
+LAYERS: dict[str, tuple[set[str], set[str]]] = {
+    "world": (set(), {"torch"}),
+    "process": ({"process"}, {"torch"}),
+    "credit": (set(), {"torch"}),
+    "prompts": ({"prompts"}, set()),
+    "plan": (set(), set()),
+    "policy.policy": ({"process", "prompts", "policy.conditioning"}, {"torch"}),
+    "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
+    "rewards": ({"prompts", "rewards"}, {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}),
+    "policy": (
+        {"process", "prompts", "policy"},
+        {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},
+    ),
+    "iteration": (SEAM, {"torch"}),
+    "rollout": (SEAM | {"iteration", "rewards.scoring"}, {"torch"}),
+    "algorithms": ({"process", "iteration", "rollout", "credit", "algorithms"}, {"torch"}),
+    "training": (
+        SEAM | {"iteration", "algorithms.algorithm", "rewards.recorded", "reports", "training"},
+        {"torch", "safetensors", "bitsandbytes", "tqdm"},
+    ),
+    "metering": (set(), {"torch"}),
+    "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers"}),
+    "reports": ({"reports"}, {"PIL", "jinja2", "tqdm", "rich"}),
+    "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy"}),
+    "reward_training": (JUDGING | {"reward_training"}, {"torch"}),
+    "shapes": (
+        {"process", "prompts", "rewards.reward", "shapes"},
+        {"torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "tqdm"},
+    ),
+}
+# The composition root and what stands around it may import all.
+ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "exports", "flags", "layers"}
+ROOT_MODULES |= {"folder", "manual", "planning", "results", "run", "settings"}
+# Reached through tables of strings, or by one module alone.
+ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "run"}, "metering": {"metering", "memory"}}
+
+# import name -> the name in pyproject.toml, where they differ
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+
+
+def modules() -> set[str]:
+    return {one.name for one in sources()} | packages()
+
+
+def test_every_module_stands_in_its_layer() -> None:
+    assert [wrong for one in sources() for wrong in outside(LAYERS, one, modules())] == []
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {one.top for one in sources()} - {key.partition(".")[0] for key in LAYERS} - ROOT_MODULES == set()
+
+
+def test_some_parts_are_imported_by_few() -> None:
+    wrong = []
+    for one in sources():
+        for node, name in imports(one, modules()):
+            part = name.removeprefix("tastemaker.").partition(".")[0]
+            if name.startswith("tastemaker.") and one.top not in ONLY_FROM.get(part, {one.top}):
+                wrong.append(one.at(node, f"imports {name}"))
+    assert wrong == []
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {re.split(r"[<>=!~ ]", line)[0] for line in lines}
+    used = {name for one in sources() for _, name in imports(one, modules()) if not name.startswith("tastemaker")}
+    others = {DISTRIBUTIONS.get(name, name) for name in used - set(sys.stdlib_module_names)}
+    assert others - declared == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("process.x", "from tastemaker.world import World"),
+        ("process.x", "def f():\n    import diffusers"),
+        ("prompts.x", "import torch"),
+        ("rewards.x", "from tastemaker.policy.policy import Policy"),
+        ("rewards.x", "from tastemaker import policy"),
+        (
+            "policy.x",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tastemaker.rewards.reward import Reward",
+        ),
+        ("policy.policy", "import diffusers"),
+        ("iteration", "from tastemaker.policy.sd import StableDiffusion"),
+        ("iteration", "from tastemaker.policy import sd"),
+        ("algorithms.x", "import peft.utils"),
+        ("algorithms.x", "from tastemaker.training.trainer import train"),
+        ("training.x", "from tastemaker.algorithms.ddpo import DDPO"),
+        ("training.x", "import tastemaker.config"),
+        ("plan", "import numpy as np"),
+    ],
+)
+def test_an_import_across_layers_is_found(name: str, text: str) -> None:
+    assert outside(LAYERS, source(name, text), {*modules(), "policy.sd", "policy"}) != []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("process.x", "import math, torch.nn\nfrom tastemaker.process.schedule import Schedule"),
+        ("iteration", "from tastemaker.policy.policy import Policy"),
+        ("training.x", "from tastemaker.algorithms.algorithm import Algorithm"),
+        ("run", "import diffusers\nfrom tastemaker.policy import sd"),
+    ],
+)
+def test_an_import_within_the_layers_passes(name: str, text: str) -> None:
+    assert outside(LAYERS, source(name, text), modules()) == []

@@ -1,0 +1,182 @@
+import dataclasses
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import tiny
+from tastemaker.exports.diffusers import save
+from tastemaker.policy.load import load, quiet
+from tastemaker.policy.weights import LoRA
+from tastemaker.process.noise import Key
+from tastemaker.process.samplers import DDIM
+
+TARGETS = ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1")
+PROMPTS = ["a red cat", "two dogs"]
+STEPS, GUIDANCE = 5, 4.0
+
+
+def start(policy):
+    return Key(0, "evaluation").noise("x", 0, [0, 1], policy.latent_shape)
+
+
+@torch.no_grad()
+def our_pictures(policy):
+    schedule, conditioning, x = policy.schedule(STEPS), policy.encode(PROMPTS), start(policy)
+    for i in range(len(schedule)):
+        prediction = policy.predict(x, i, schedule, conditioning, GUIDANCE)
+        x = DDIM(eta=0.0).transition(prediction, x, i, schedule).mean
+    return policy.decode(x)
+
+
+def their_pictures(pipe, policy):
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "eta": 0.0, "output_type": "pt"}
+    return pipe(PROMPTS, latents=start(policy), **settings).images
+
+
+def plain(folder, lora=None):
+    with quiet():
+        pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+        if lora:
+            pipe.load_lora_weights(str(lora))
+    return pipe
+
+
+def tuned(model, lora=None, **settings):
+    policy = load(model, lora=lora, **settings)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * (0.2 if lora else 0.02))
+    return policy
+
+
+@pytest.mark.parametrize(("family", "alpha"), [("model", 4.0), ("model", 8.0), ("v_model", 1.0)])
+def test_diffusers_shows_our_pictures(request, tmp_path, family, alpha):
+    folder = request.getfixturevalue(family)
+    policy = tuned(folder, LoRA(rank=4, alpha=alpha))
+    ours = our_pictures(policy)
+    with policy.using("base"):
+        base = our_pictures(policy)
+    assert (ours - base).abs().max() > 0.02
+    assert (base - their_pictures(plain(folder), policy)).abs().max() < 1e-4
+    file = save(policy, tmp_path)
+    assert file == tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    assert (ours - their_pictures(plain(folder, file), policy)).abs().max() < 1e-4
+    assert (ours - their_pictures(policy.pipeline(), policy)).abs().max() < 1e-4
+
+
+def test_convolutions_and_other_layers_are_exported_too(model, tmp_path):
+    policy = tuned(model, LoRA(alpha=2.0, targets=("to_q", "ff.net.0.proj", "proj_in", "conv1", "time_emb_proj")))
+    ours = our_pictures(policy)
+    assert (ours - their_pictures(plain(model, save(policy, tmp_path)), policy)).abs().max() < 1e-4
+
+
+def test_the_file_has_the_names_that_other_programs_look_for(model, tmp_path):
+    file = save(tuned(model, LoRA(targets=("to_q", "to_out.0"))), tmp_path)
+    layers = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn{}.to_{}.lora.{}.weight"
+    names = {layers.format(n, layer, part) for n in (1, 2) for layer in ("q", "out.0") for part in ("down", "up")}
+    with safe_open(file, "pt") as opened:
+        assert names <= set(opened.keys())
+        assert all(key.startswith("unet.") and key.endswith((".down.weight", ".up.weight")) for key in opened.keys())
+        assert "alpha / rank" in opened.metadata()["scale"]
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_another_set_is_exported_from_inside_using(model, tmp_path):
+    policy = tuned(model, LoRA(), sets=("base", "ema"))
+    policy.blend("ema", keep=0.5)
+    with policy.using("ema"):
+        ours, file = our_pictures(policy), save(policy, tmp_path)
+    assert (ours - their_pictures(plain(model, file), policy)).abs().max() < 1e-4
+    assert (ours - our_pictures(policy)).abs().max() > 1e-2
+
+
+def test_without_lora_a_pipeline_is_written_and_replaced(model, tmp_path):
+    policy = tuned(model)
+    for size in (0.0, 0.01):
+        with torch.no_grad():
+            policy.parameters()[0].add_(size)
+        folder = save(policy, tmp_path)
+    assert folder == tmp_path / "pipeline"
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+    assert (our_pictures(policy) - their_pictures(plain(folder), policy)).abs().max() < 1e-4
+    assert torch.equal(our_pictures(load(str(folder), lora=LoRA())), our_pictures(policy))
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A policy and its LoRA file (rank 2, alpha 6)."""
+    policy = tuned(model, LoRA(rank=2, alpha=6.0, targets=TARGETS))
+    return policy, save(policy, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.mark.parametrize("lora", [LoRA(rank=2, targets=TARGETS), LoRA(rank=5, alpha=3.0, targets=(*TARGETS, "to_k"))])
+def test_training_goes_on_from_a_file(model, finished, lora):
+    policy, file = finished
+    again = load(model, lora=dataclasses.replace(lora, file=str(file)), sets=("base", "old"))
+    assert torch.allclose(our_pictures(again), our_pictures(policy), atol=1e-5)
+    with again.using("old"):
+        assert torch.allclose(our_pictures(again), our_pictures(policy), atol=1e-5)
+    with again.using("base"), policy.using("base"):
+        assert torch.equal(our_pictures(again), our_pictures(policy))
+    half = load(model, lora=dataclasses.replace(lora, file=str(file.parent)), mixed_precision="bf16")
+    assert all(torch.equal(a, b) for a, b in zip(half.parameters(), again.parameters(), strict=True))
+
+
+def kohya(tensors):
+    """The same adapter in the spelling of kohya's scripts, with factors alpha / 2 that its loader must apply."""
+    written = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.removeprefix("unet.").partition(".lora.")
+        stem, alpha = "lora_unet_" + layer.replace(".", "_"), 1.0 if layer.endswith("to_q") else 3.0
+        written[f"{stem}.lora_{part}"] = tensor * (2 / alpha if part.startswith("up") else 1.0)
+        written[f"{stem}.alpha"] = torch.tensor(alpha)
+    return written
+
+
+def peft_spelling(tensors):
+    return {n.replace("lora.down", "lora_A").replace("lora.up", "lora_B"): t.clone() for n, t in tensors.items()}
+
+
+def test_files_of_other_programs_begin_a_run(model, finished, tmp_path):
+    policy, file = finished
+    tensors, ours = load_file(file), our_pictures(policy)
+    save_file(kohya(tensors), tmp_path / "kohya.safetensors")
+    save_file(peft_spelling(tensors), tmp_path / "peft.safetensors")
+    quarter = {n: t / 4 if "lora_B" in n else t for n, t in peft_spelling(tensors).items()}
+    settings = '{"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {}, "unet.use_rslora": false}'
+    save_file(quarter, tmp_path / "settings.safetensors", metadata={"lora_adapter_metadata": settings})
+    for name in ("kohya", "peft", "settings"):
+        again = load(model, lora=LoRA(rank=2, targets=TARGETS, file=str(tmp_path / f"{name}.safetensors")))
+        assert torch.allclose(our_pictures(again), ours, atol=1e-5), name
+
+
+def test_a_file_that_does_not_fit_is_refused(model, v_model, finished, tmp_path):
+    _, file = finished
+    with pytest.raises(ValueError, match=r"--lora .*Set lora.rank to the file's rank \(2\)"):
+        load(model, lora=LoRA(rank=1, targets=TARGETS, file=str(file)))
+    with pytest.raises(ValueError, match=r"--lora .*gets no adapter here. lora.targets is to_q:"):
+        load(model, lora=LoRA(targets=("to_q",), file=str(file)))
+    with pytest.raises(ValueError, match=r"--lora nowhere: no LoRA file"):
+        load(model, lora=LoRA(file="nowhere"))
+    pickled = tmp_path / "pytorch_lora_weights.bin"
+    torch.save({"unet.x": torch.ones(1)}, pickled)
+    for place in (tmp_path, pickled):
+        with pytest.raises(ValueError, match=r"no LoRA file in safetensors format"):
+            load(model, lora=LoRA(file=str(place)))
+    save_file({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "text.safetensors")
+    with pytest.raises(ValueError, match=r"tunes no layer of the unet"):
+        load(model, lora=LoRA(file=str(tmp_path / "text.safetensors")))
+
+
+def test_a_file_that_tunes_the_text_encoder_too_is_read_with_a_warning(model, finished, tmp_path):
+    policy, file = finished
+    text = "text_encoder.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(load_file(file) | {text: torch.ones(2, tiny.WIDTH)}, tmp_path / "both.safetensors")
+    with pytest.warns(UserWarning, match="1 of its .* tensors do not belong to the unet"):
+        again = load(model, lora=LoRA(rank=2, targets=TARGETS, file=str(tmp_path / "both.safetensors")))
+    assert torch.allclose(our_pictures(again), our_pictures(policy), atol=1e-5)
