@@ -42,6 +42,10 @@ def test_version_and_the_list_of_commands(run: Run) -> None:
         ("zzz", "'zzz' is not a command."),
         ("train ddpoo", "'ddpoo' is neither an algorithm nor a recipe.  Did you mean `ddpo`?"),
         ("train", "tastemaker train takes one algorithm or recipe, and then flags; found none."),
+        (
+            "train --overwrite ddpo",
+            "tastemaker train takes one algorithm or recipe, and then flags; found none, because --overw",
+        ),
         ("train ddpo reinforce", "tastemaker train takes one algorithm or recipe"),
         ("train no/such.yaml", "there is no recipe file no/such.yaml"),
         (

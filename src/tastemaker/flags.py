@@ -72,7 +72,10 @@ def target(argv: Sequence[str], *, command: str) -> tuple[str, dict[str, Any]] |
         sys.stdout.write(manual.usage(command, words))
         return None
     if len(words) != 1:
-        found = "none" if not words else " and ".join(f"`{word}`" for word in words)
+        found = " and ".join(f"`{word}`" for word in words) or "none"
+        for flag, value in tree.items():
+            if not words and isinstance(value, str) and value in (*config.algorithms(), *config.recipes()):
+                found += f", because --{flag} took `{value}` for its value: write `{value}` first"
         raise ValueError(
             f"tastemaker {command} takes one algorithm or recipe, and then flags; found {found}.  "
             f"Algorithms: {', '.join(config.algorithms())}.  Recipes: {', '.join(config.recipes()) or 'none yet'}."

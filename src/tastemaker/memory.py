@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
-from tastemaker.policy.load import folder
+from tastemaker.policy.load import folder, refusals
 from tastemaker.policy.weights import LoRA
 
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
@@ -134,11 +135,11 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
 
 
 def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cuda: bool = True) -> Fit:
-    """The largest micro_batch, `most` at most, that needs no more than `budget` bytes; without gradient checkpointing
-    if any fits, and with VAE slicing only where it makes room.
+    """The largest micro_batch up to `most` that needs no more than `budget` bytes.
 
-    fixed: fields of the setup that are the user's own choice and stay: micro_batch, gradient_checkpointing,
-    vae_slicing. ValueError with the least that is needed if nothing fits.
+    Without gradient checkpointing if any fits so, and with VAE slicing only where that makes the room. fixed: what of
+    micro_batch, gradient_checkpointing and vae_slicing the user chose, and stays. ValueError with the least that is
+    needed if nothing fits.
     """
 
     def options(name: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -235,15 +236,24 @@ def _configs(setup: Setup) -> dict[str, str]:
     """Part -> its config as JSON."""
     if isinstance(setup.model, Mapping):
         return {name: json.dumps(config) for name, config in setup.model.items()}
-    place = folder(str(setup.model))
-    if place is None:
-        from huggingface_hub import snapshot_download
-
-        place = Path(snapshot_download(str(setup.model), revision=setup.revision, allow_patterns="*/config.json"))
+    place = _place(str(setup.model), setup.revision)
     found = {path.parent.name: path.read_text(encoding="utf-8") for path in place.glob("*/config.json")}
     if missing := [name for name in ("unet", "vae") if name not in found]:
         raise ValueError(f"--model {setup.model}: {place} has no {missing[0]}/config.json, so its memory is not known.")
     return found
+
+
+@lru_cache(maxsize=8)
+def _place(model: str, revision: str | None) -> Path:
+    """A folder with the model's configs; those of a hub id are fetched, a few kB."""
+    if (place := folder(model)) is not None:
+        return place
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns="*/config.json"))
+    except refusals() as error:
+        raise ValueError(f"--model {model}: its config files are neither here nor to be had from the hub.") from error
 
 
 def _factor(vae: str) -> int:

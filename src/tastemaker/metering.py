@@ -2,7 +2,7 @@
 
 Tensors there have shapes and dtypes but no content, so a network of any size runs in a fraction of a second. What a GPU
 does and the meta device does not is put in its place, the attention kernel and autocast, in front of autograd: what is
-saved for backward is what a GPU saves. (Its channels_last layout is not: it adds 4 % without autocast, nothing with it.)
+saved for backward is what a GPU saves. Left out is the channels_last layout: 4 % without autocast, nothing with it.
 """
 
 from __future__ import annotations

@@ -151,6 +151,16 @@ def test_full_tuning_trains_the_whole_network_in_fp32(model):
     assert not any(module.training for module in network.modules())
 
 
+def test_a_half_precision_network_is_made_fp32_where_it_is_trained():
+    layers = {"to_q": nn.Linear(4, 4), "to_out": nn.Linear(4, 4)}
+    whole = nn.ModuleDict(layers).bfloat16()
+    assert {p.dtype for p in Weights(whole, sets=("old",)).state().values()} == {torch.float32}
+    whole.bfloat16()
+    adapted = Weights(whole, LoRA(targets=("to_q",)))
+    assert {p.dtype for p in adapted.parameters()} == {torch.float32}
+    assert {p.dtype for p in whole.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
 def test_the_adapter_is_the_one_asked_for(model):
     policy = load(model, lora=LoRA(rank=3, alpha=6.0, targets=("to_q", "proj_in")))
     named = policy.named_parameters()

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a UNet over four-times-downsampled latents, prompts read by one CLIP text encoder.
+"""Stable Diffusion 1.x and 2.x: a UNet over the latents of a VAE, prompts read by one CLIP text encoder.
 
 Rombach et al. 2022, arXiv:2112.10752. Predicts eps (1.x, 2.x-base), v (2.x at 768; Salimans & Ho 2022) or x0.
 """
@@ -27,8 +27,7 @@ PREDICTIONS = {"epsilon": from_eps, "v_prediction": from_v, "sample": from_x0}
 HALVES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 COMPONENT = "unet"
 
-# Pixels the VAE sees in one call: eight pictures of 512 x 512; with a graph, whose activations are some twenty times
-# as large, one.
+# Pixels the VAE sees in one call: eight pictures of 512 x 512; with a graph, which keeps every activation, one.
 CALL_PIXELS = 8 * 512 * 512
 GRAPH_PIXELS = 512 * 512
 

@@ -160,7 +160,7 @@ class Weights:
             self._own = [parameter.data for parameter in self.parameters()]
         if self.lora and "base" in (name, self._active):
             for layer in self._layers:
-                # Not layer.enable_adapters(): it also sets requires_grad of every tensor, 8 ms for SD 1.5.
+                # Not layer.enable_adapters(): it also sets requires_grad of every tensor, 8 ms for 128 layers.
                 layer._disable_adapters = name == "base"
         for parameter, data in zip(self.parameters(), self._sets.get(name, self._own), strict=True):
             parameter.data = data

@@ -43,7 +43,7 @@ def unet() -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(64, 128),
-        layers_per_block=2,
+        layers_per_block=1,
         attention_head_dim=4,
         norm_num_groups=16,
         cross_attention_dim=TEXT_WIDTH,

@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     stage, defaults = (
-        (train_autoencoder, (2800, 32, 24_000)) if arguments.stage == "vae" else (train_base, (4000, 128, 60_000))
+        (train_autoencoder, (2800, 32, 24_000)) if arguments.stage == "vae" else (train_base, (5600, 128, 60_000))
     )
     steps, batch, pictures = (
         given or default

@@ -1,0 +1,169 @@
+"""The gates that the built-in model has to pass: `python -m tastemaker.shapes.gates vae|base [--folder work]`.
+
+Gate 1 asks whether the autoencoder carries the world: what the oracle reads and what JPEG files weigh, before and after.
+Gate 2 asks whether the base model draws it: 1,024 samples over all captions; "unsure" counts as wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from tqdm import tqdm
+
+from tastemaker.rewards.jpeg import incompressibility
+from tastemaker.shapes import captions, oracle
+from tastemaker.shapes.drawing import BACKGROUNDS, SIZE, Scene
+from tastemaker.shapes.pretrain import drawn
+
+BATCH = 64
+
+
+def agreement(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Shares of pictures that the oracle reads as drawn, in per cent."""
+    readings = oracle.read(images)
+    pairs = list(zip(readings, scenes, strict=True))
+    share: Callable[[list[bool]], float] = lambda hits: round(100 * float(np.mean(hits)), 2)  # noqa: E731
+    return {
+        "count": share([r.count == s.count for r, s in pairs]),
+        "colour": share([r.colour.value == s.colour for r, s in pairs]),
+        "shape": share([r.shape.value == s.shape for r, s in pairs]),
+        "background": share([r.background.value == s.background for r, s in pairs]),
+        "unsure": share([oracle.UNSURE in (r.colour.value, r.shape.value, r.background.value) for r, _ in pairs]),
+    }
+
+
+def roughened(images: Tensor, quality: int = 75, blur: float = 0.5) -> Tensor:
+    """The pictures after JPEG of that quality and a slight blur."""
+    made = []
+    for pixels in (images.permute(0, 2, 3, 1) * 255).round().byte().numpy():
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        made.append(np.asarray(Image.open(file).filter(ImageFilter.GaussianBlur(blur))))
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.no_grad()
+def autoencoder_gate(vae: Any, count: int = 1000, seed: int = 7) -> dict[str, Any]:
+    """Gate 1: agreement drawn, after the round trip, and after round trip, JPEG 75 and blur; JPEG size by background."""
+    pixels, scenes = drawn(count, seed)
+    images = pixels.permute(0, 3, 1, 2).float() / 255
+    back = torch.cat([vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample for x in images.split(BATCH)])
+    back = (back / 2 + 0.5).clamp(0, 1)
+    sizes = {"drawn": incompressibility(images, []), "after": incompressibility(back, [])}
+    kinds = np.array([scene.background for scene in scenes])
+    table = {
+        kind: [round(float(size[torch.from_numpy(kinds == kind)].mean()), 3) for size in sizes.values()]
+        for kind in BACKGROUNDS
+    }
+    orders = [sorted(BACKGROUNDS, key=lambda kind, k=k: table[kind][k]) for k in (0, 1)]
+    return {
+        "drawn": agreement(images, scenes),
+        "round trip": agreement(back, scenes),
+        "round trip, JPEG 75, blur": agreement(roughened(back), scenes),
+        "kB drawn and after": table,
+        "order kept": orders[0] == orders[1],
+    }
+
+
+@torch.no_grad()
+def base_samples(
+    draw: Callable[[list[str], int], Tensor], count: int = 1024, repeats: int = 0
+) -> tuple[Tensor, list[str]]:
+    """Pictures of all captions in turn, `count` in all (or `repeats` of each), and their captions."""
+    texts = list(captions.everything())
+    texts = [texts[k % len(texts)] for k in range(repeats * len(texts) or count)]
+    parts = [draw(texts[k : k + BATCH], k) for k in tqdm(range(0, len(texts), BATCH), desc="sampling")]
+    return torch.cat(parts), texts
+
+
+def base_gate(images: Tensor, texts: Sequence[str]) -> dict[str, Any]:
+    """Gate 2 on samples of all captions."""
+    asked = [captions.read(text) for text in texts]
+    readings = oracle.read(images)
+    pairs = [(r, a) for r, a in zip(readings, asked, strict=True) if a is not None]
+    single = [(r, a) for r, a in pairs if a[0] == 1]
+    many = [(r, a) for r, a in pairs if a[0] > 1]
+    kinds = [r.background.value for r, _ in pairs]
+    size = incompressibility(images, []).numpy()
+    by_text: dict[str, list[float]] = {}
+    for text, kb in zip(texts, size, strict=True):
+        by_text.setdefault(text, []).append(float(kb))
+    spread = [np.std(sizes) / np.mean(sizes) for sizes in by_text.values() if len(sizes) > 3]
+    share: Callable[[list[bool]], float] = lambda hits: round(100 * float(np.mean(hits)), 1)  # noqa: E731
+    return {
+        "pictures": len(pairs),
+        "colour": share([r.colour.value == a[1] for r, a in pairs]),
+        "shape, single objects": share([r.shape.value == a[2] for r, a in single]),
+        "shape, all": share([r.shape.value == a[2] for r, a in pairs]),
+        "count, single objects": share([r.count == 1 for r, _ in single]),
+        "count, 2-4 objects": share([r.count == a[0] for r, a in many]),
+        "unsure": share([oracle.UNSURE in (r.colour.value, r.shape.value) for r, _ in pairs]),
+        "backgrounds": {kind: share([k == kind for k in kinds]) for kind in (*BACKGROUNDS, oracle.UNSURE)},
+        "JPEG kB": [round(float(size.mean()), 3), round(float(size.std()), 3)],
+        "JPEG SD over mean, one prompt": round(100 * float(np.mean(spread)), 1) if spread else None,
+    }
+
+
+def contact_sheet(images: Tensor, path: Path, columns: int = 20, zoom: int = 1) -> None:
+    """Pictures in reading order, numbered by place."""
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (SIZE + 4), columns * (SIZE + 4), 3), 255, np.uint8)
+    for k, pixels in enumerate((images.permute(0, 2, 3, 1) * 255).round().byte().numpy()):
+        y, x = (k // columns) * (SIZE + 4) + 2, (k % columns) * (SIZE + 4) + 2
+        sheet[y : y + SIZE, x : x + SIZE] = pixels
+    made = Image.fromarray(sheet)
+    made.resize((made.width * zoom, made.height * zoom), Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
+def _drawer(model: str, *, steps: int, guidance: float, eta: float, seed: int) -> Callable[[list[str], int], Tensor]:
+    from tastemaker.evaluation.evaluate import Trial, draw_pictures
+    from tastemaker.policy.load import load
+    from tastemaker.process.noise import Key
+    from tastemaker.process.samplers import DDIM
+    from tastemaker.prompts.prompts import Prompts
+
+    policy = load(model, lora=None)
+
+    def draw(texts: list[str], first: int) -> Tensor:
+        rows = tuple(range(first, first + len(texts)))
+        prompts = Prompts(tuple(texts), rows, rows, (None,) * len(texts))
+        trial = Trial(prompts, steps, guidance, DDIM(eta), seed)
+        return draw_pictures(policy, trial, Key(seed, "gate"), prompts)
+
+    return draw
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tastemaker.shapes.gates", description=__doc__)
+    parser.add_argument("stage", choices=("vae", "base"))
+    parser.add_argument("--folder", type=Path, help="pretraining's work folder (vae), a pipeline's folder (base)")
+    parser.add_argument("--count", type=int, help="pictures")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--eta", type=float, default=0.0)
+    parser.add_argument("--sheet", type=Path, help="also write the first 200 samples as one picture")
+    asked = parser.parse_args(argv)
+    if asked.stage == "vae":
+        from diffusers import AutoencoderKL
+
+        print(json.dumps(autoencoder_gate(AutoencoderKL.from_pretrained(asked.folder / "vae").eval(), asked.count or 1000)))
+        return
+    model = str(asked.folder) if asked.folder else "shapes"
+    draw = _drawer(model, steps=asked.steps, guidance=asked.guidance, eta=asked.eta, seed=0)
+    images, texts = base_samples(draw, asked.count or 1024)
+    if asked.sheet:
+        contact_sheet(images[:200], asked.sheet)
+    print(json.dumps(base_gate(images, texts)))
+
+
+if __name__ == "__main__":
+    main()
