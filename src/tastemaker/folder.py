@@ -15,21 +15,22 @@ LOCK = ".lock"
 
 
 def choose(output_dir: str | None, stem: str, *, resume: bool, overwrite: bool) -> Path:
-    """The folder of a run, not yet made: `output_dir`, or runs/<stem>-<k> with the next free k (with `resume` the last).
+    """The folder of a run, not yet made: `output_dir`, or runs/<stem>-<k> with the next free k, with `resume` the last.
 
-    Errors: ValueError when it holds something and neither `resume` nor `overwrite` is given, or cannot be written.
+    Errors: ValueError when it holds something that is not a run's or is neither to be resumed nor overwritten, and when
+    it cannot be written.
     """
     folder = Path(output_dir).expanduser() if output_dir else _numbered(Path("runs"), stem, resume)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file: name a folder.")
     held = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
-    if held and not overwrite and not (resume and CONFIG in held):
+    ours = CONFIG in held
+    if held and not (ours and (overwrite or resume)):
         what = f"it holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}"
-        more = "" if CONFIG in held else f" and no {CONFIG} of a run"
-        raise ValueError(
-            f"--output_dir {folder} is not empty: {what}{more}. Name another folder, or continue its run with "
-            "--resume_from_checkpoint latest, or empty it with --overwrite."
-        )
+        ways = ", or continue its run with --resume_from_checkpoint latest, or empty it with --overwrite"
+        # somebody's other files are not emptied, whatever was asked for
+        more = ways if ours else f": there is no {CONFIG} of a run in it, so it is neither continued nor emptied"
+        raise ValueError(f"--output_dir {folder} is not empty: {what}. Name another folder{more}.")
     _check_writable(folder)
     return folder
 
@@ -48,7 +49,9 @@ def _numbered(parent: Path, stem: str, resume: bool) -> Path:
 
 def _check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir():
+        raise ValueError(f"--output_dir {folder} cannot be made: {there} is a file. Name another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--output_dir {folder} cannot be written: no permission in {there}. Name another folder.")
 
 

@@ -218,7 +218,7 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     rest = learning.peak - learning.saved - learning.copies
     return [
         Line("sampling", "a sampling call", sampling.peak, f"{pictures * setup.guided} rows"),
-        Line("decoding", "a decoding call", decoded.peak, f"{at_once} pictures at a time"),
+        Line("decoding", "a decoding call", decoded.peak, f"{at_once} at a time"),
         Line("learning", "saved activations", learning.saved, f"{rows} rows; {otherwise}"),
         Line("learning", "autocast's copies", learning.copies, "of weights, kept for backward"),
         Line("learning", "working memory", rest, "what comes and goes"),

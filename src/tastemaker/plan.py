@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
+
+ROW = 64  # groups that inner epochs permute as one, at most
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Plan:
         return self.images // self.per_prompt
 
     @property
+    def row(self) -> int:
+        """Groups that stay together when inner epochs are permuted: devices that divide it have equal shares."""
+        return gcd(self.groups // self.updates, ROW)
+
+    @property
     def effective_batch(self) -> int:
         """Images behind one optimizer step."""
         return self.images // self.updates
@@ -105,17 +113,24 @@ class Plan:
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows (quantity, number, how it comes about) for the terminal."""
-        guided = f" x {self.guided} for guidance" if self.guided > 1 else ""
-        each = self.images // self.devices
+        drawn = f" x {self.guided} for guidance" if self.guided > 1 else ""
+        learned = f" x {self.learning_guided} for guidance" if self.learning_guided > 1 else ""
+        each, behind = self.images // self.devices, self.effective_batch
+        call = self.micro_batch * self.learning_guided
+        epochs = self._epochs()
         return [
             ("images an iteration", f"{self.images}", f"{self.groups} prompts x {self.per_prompt}"),
             ("images a device", f"{each}", f"{self.devices} device{'s' * (self.devices > 1)}, {self._uneven()}"),
             ("updates an iteration", f"{self.updates * self.inner_epochs}", self._updates()),
-            ("items an update", f"{self.effective_batch * self.items}", f"{self.effective_batch} images x {self.items}"),
-            ("items a training call", f"{self.micro_batch}", f"micro_batch; {self.micro_batch * self.learning_guided} rows"),
+            ("items an update", f"{behind * self.items}", f"{behind} images x {self.items}"),
+            ("items a training call", f"{self.micro_batch}", f"micro_batch; {call} rows"),
             ("images a sampling call", f"{self.sampling_batch}", f"{self.sampling_batch * self.guided} rows"),
-            ("rows forward to sample", f"{self.sampling_rows:,}", f"{self.images} x {self.steps} steps{guided}"),
-            ("rows to learn", f"{self.learning_rows:,}", f"{self.images} x {self.items} items{guided}, both ways"),
+            ("rows forward to sample", f"{self.sampling_rows:,}", f"{self.images} x {self.steps} steps{drawn}"),
+            (
+                "rows to learn",
+                f"{self.learning_rows:,}",
+                f"{self.images} x {self.items} items{epochs}{learned}, both ways",
+            ),
             ("reward queries in all", f"{self.images * self.iterations:,}", f"{self.iterations} iterations"),
             (
                 "network rows in all",
@@ -125,12 +140,14 @@ class Plan:
         ]
 
     def _updates(self) -> str:
-        epochs = f", {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""
-        return f"{self.updates} updates of {self.effective_batch} images{epochs}"
+        return f"{self.updates} updates of {self.effective_batch} images{self._epochs()}"
+
+    def _epochs(self) -> str:
+        return f" x {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""
 
     def _uneven(self) -> str:
-        # Rows of pictures that are permuted whole between epochs: devices that do not divide them are unequal.
-        return "equal shares" if (self.groups // self.updates) % self.devices == 0 else "UNEQUAL shares"
+        dealt = self.row if self.inner_epochs > 1 else self.groups // self.updates
+        return "equal shares" if dealt % self.devices == 0 else "UNEQUAL shares"
 
     def _nearest(self) -> str:
         below, above = self.images // self.unit * self.unit, -(-self.images // self.unit) * self.unit

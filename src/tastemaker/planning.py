@@ -1,16 +1,23 @@
-"""From resolved settings to a plan: what the user left open is solved for, and every value says where it comes from."""
+"""From resolved settings to a plan and a trial: what the user left open is solved for, what would have no effect is
+refused, and every value says where it comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tastemaker.algorithms.algorithm import Algorithm
+from tastemaker.config import Resolved
+from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.plan import Plan
+from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
+from tastemaker.prompts.prompts import PromptSource
+from tastemaker.prompts.sources import source
 from tastemaker.settings import RunSettings
 
 CALL_ROWS = 64  # items of one network call where nothing else limits them
@@ -49,8 +56,57 @@ def _fewest_repeats(items: int, limit: int) -> int:
     return min(sizes, key=lambda size: (-(-items // size) * size, -size))
 
 
-def show(plan: Plan, tree: Mapping[str, Any], origin: Mapping[str, str], notes: list[str]) -> None:
-    """Prints settings with their origins, then the arithmetic."""
+def judged_prompts(run: RunSettings, prompts: PromptSource, *, key: str) -> PromptSource:
+    """The prompts of evaluations: the training prompts where no others are named."""
+    return prompts if run.evaluation.prompts is None else source(run.evaluation.prompts, key=key)
+
+
+def trial_of(run: RunSettings, algorithm: Any, judged: PromptSource, batch: int) -> tuple[Trial, str, str]:
+    """How models are judged, the name of its prompts, and that of its sampler."""
+    asked = run.evaluation
+    sampler: Sampler = DDIM(eta=0.0)
+    if asked.sampler == "train":
+        sampler = algorithm.training_sampler
+    elif not isinstance(asked.sampler, str):
+        sampler = asked.sampler
+    prompts = trial_prompts(judged, asked.count, asked.images_per_prompt, run.seed)
+    trial = Trial(
+        prompts,
+        algorithm.steps if asked.steps is None else asked.steps,
+        algorithm.guidance if asked.guidance is None else asked.guidance,
+        sampler,
+        run.seed,
+        min(batch, len(prompts)),
+        run.negative_prompt,
+    )
+    name = getattr(judged, "name", "prompts") + (" (the training prompts)" if asked.prompts is None else "")
+    return trial, name, asked.sampler if isinstance(asked.sampler, str) else repr(sampler)
+
+
+def refuse_idle(resolved: Resolved, home: Path | None, dashes: str) -> None:
+    """Refuses settings that would be accepted and do nothing."""
+    run, guidance = resolved.run, resolved.algorithm.guidance
+    judged = guidance if run.evaluation.guidance is None else run.evaluation.guidance
+    if run.negative_prompt and max(guidance, judged) <= 1:
+        raise ValueError(
+            f"{dashes}negative_prompt has no effect at guidance={guidance}, which is none: set "
+            f"{dashes}algorithm.guidance above 1, or leave it out."
+        )
+    if run.revision is not None and home is not None:
+        raise ValueError(
+            f"{dashes}revision {run.revision} has no effect on a model that lies in a folder ({run.model}): leave it "
+            "out, or name a hub id."
+        )
+
+
+def show(
+    plan: Plan,
+    tree: Mapping[str, Any],
+    origin: Mapping[str, str],
+    memory: Sequence[tuple[str, str, str]],
+    notes: Sequence[str],
+) -> None:
+    """Prints settings with their origins, the arithmetic, and what it needs of memory."""
     console = Console(highlight=False, soft_wrap=True)
     settings = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for path, value in _leaves(tree):
@@ -63,6 +119,11 @@ def show(plan: Plan, tree: Mapping[str, Any], origin: Mapping[str, str], notes: 
     for quantity, number, reason in plan.table():
         table.add_row(quantity, number, f"[dim]{reason}[/dim]")
     console.print("\n[bold]Plan[/bold]")
+    console.print(table)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for what, amount, reason in memory:
+        table.add_row(what, amount, f"[dim]{reason}[/dim]")
+    console.print("\n[bold]Memory of the device[/bold] (estimated)")
     console.print(table)
     for note in notes:
         console.print(note)

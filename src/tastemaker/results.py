@@ -13,6 +13,7 @@ from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
 from tastemaker.evaluation.statistics import bootstrap
 from tastemaker.reports.pictures import grid, save
 from tastemaker.reports.plot import Series, line_chart
+from tastemaker.training.checkpoint import Cursor
 from tastemaker.training.record import METRICS, Lines, read_lines
 
 EVALUATIONS = "evaluations.jsonl"
@@ -26,12 +27,12 @@ class Results:
         self.folder, self.trial, self.prompts_name, self.sampler = folder, trial, prompts_name, sampler
         self.write = write
         self.lines = Lines(folder / EVALUATIONS, "evaluations", write=write)
-        self.shown = Lines(folder / "samples.jsonl", "samples", write=write)
         self.base: dict[str, torch.Tensor] = {}
 
-    def rewind(self, iteration: int) -> None:
-        """Forgets evaluations behind the cursor and reads the base's values again."""
-        self.lines.keep(lambda row: row["iteration"] < iteration or row["iteration"] == 0 < iteration)
+    def rewind(self, cursor: Cursor) -> None:
+        """Forgets evaluations behind the cursor, which are made again, and reads the base's values."""
+        # the evaluation before an iteration is not made again once the iteration has changed the weights
+        self.lines.keep(lambda row: row["iteration"] < cursor.iteration + (cursor.updates > 0))
         for row in self.lines.rows()[:1]:
             self.base = {name: torch.tensor([_number(v) for v in values]) for name, values in row["values"].items()}
 
@@ -79,7 +80,7 @@ class Results:
             return None
         path = self.folder / "before_after.png"
         name = next(iter(self.base))
-        notes = [[f"{row['values'][name][b]:.3g}" for b in ids] for row in (rows[0], rows[-1])]
+        notes = [[f"{_number(row['values'][name][b]):.3g}" for b in ids] for row in (rows[0], rows[-1])]
         texts = self.trial.prompts.texts
         pictures = [[Image.open(one[b]).convert("RGB") for b in ids] for one in found]
         grid(pictures, [texts[b] for b in ids], ["before", "after"], path, notes=notes)
@@ -95,7 +96,7 @@ class Results:
         judged = [row for row in self.lines.rows() if reward in row["reward"]]
         ends = [row["reward"][reward] for row in judged]
         series = [
-            Series("training pictures", [row["iteration"] for row in metrics], [row["reward"]["mean"] for row in metrics]),
+            Series("training pictures", [r["iteration"] for r in metrics], [r["reward"]["mean"] for r in metrics]),
             Series(
                 f"evaluation on {self.prompts_name}",
                 [row["iteration"] for row in judged],
@@ -135,4 +136,3 @@ def _flat(change: Change) -> dict[str, Any]:
 
 def _number(value: float | None) -> float:
     return float(np.nan) if value is None else float(value)
-

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Policy
+from tastemaker.policy.policy import Conditioning, Policy
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.samplers import Sampler, Window
@@ -19,8 +18,6 @@ from tastemaker.process.schedule import Schedule
 from tastemaker.process.transition import Transition, draw, log_prob
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards.scoring import Result, Scoring
-
-ROW = 64  # pictures' groups that inner epochs permute as one: devices that divide it make the same updates
 
 
 class Step(NamedTuple):
@@ -42,20 +39,23 @@ def chain(
     schedule: Schedule,
     guidance: float,
     negative: str = "",
+    conditioning: Conditioning | None = None,
     x: Tensor | None = None,
     first: int = 0,
     grad: bool = False,
 ) -> Iterator[Step]:
-    """The steps from x[first] to x[T]; x[0] is keyed noise unless `x` is given.
+    """The steps from x[first] to x[T]; x[0] is keyed noise unless `x` is given, conditioning the prompts' unless it is.
 
-    Every sample's noise depends on (key, step, prompts.ids) alone. A step whose std is 0 draws none.
+    Every sample's noise depends on (key, step, prompts.ids) alone. A step whose std is 0 draws none. Latents are of the
+    schedule's precision, fp32 or wider.
     """
-    conditioning = policy.encode(prompts, negative)
+    conditioning = policy.encode(prompts, negative) if conditioning is None else conditioning
     shape = policy.latent_shape
     random = (sampler.stds(schedule) > 0).tolist()
-    x = key.noise("x0", 0, prompts.ids, shape).to(policy.device) if x is None else x
+    dtype = schedule.alpha.dtype
+    x = key.noise("x0", 0, prompts.ids, shape).to(policy.device, dtype) if x is None else x
     for i in range(first, len(schedule)):
-        noise = key.noise("chain", i, prompts.ids, shape).to(policy.device) if random[i] else None
+        noise = key.noise("chain", i, prompts.ids, shape).to(policy.device, dtype) if random[i] else None
         with torch.set_grad_enabled(grad):
             prediction = policy.predict(x, i, schedule, conditioning, guidance)
             p = sampler.transition(prediction, x, i, schedule)
@@ -66,7 +66,7 @@ def chain(
 
 def padded(prompts: Prompts, rows: int) -> Prompts:
     """The prompts, the last one repeated up to `rows`: every network call has the same rows."""
-    return prompts.take([min(row, len(prompts) - 1) for row in range(rows)])
+    return prompts.take(_filled(0, rows, len(prompts)))
 
 
 def placed(it: Iteration, sampler: Sampler) -> Sampler:
@@ -117,19 +117,21 @@ class Transitions:
         return self.rollout.credit[self.sample]
 
     @property
-    def prompts(self) -> Prompts:
-        return self.rollout.prompts.take(self.sample.tolist())
+    def conditioning(self) -> Conditioning:
+        """The prompts, encoded, a row for each item."""
+        return self.rollout.conditioning.take(self.sample)
 
 
 @dataclass(frozen=True)
 class Rollout:
     """This device's pictures of one iteration and, of their random steps, what ratio algorithms need; fp32 on the host.
 
-    prompts: B rows.  steps: [K] the random steps.  times: [N] the states x[i] that are kept.
+    prompts, conditioning: B rows, the texts encoded once.  steps: [K] the random steps.  times: [N] the states x[i] that are kept.
     path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B], NaN where the score failed.
     """
 
     prompts: Prompts
+    conditioning: Conditioning
     steps: Tensor
     times: Tensor
     path: Tensor
@@ -154,16 +156,16 @@ class Rollout:
         picked = {name: getattr(self, name)[rows] for name in ("path", "old", "x0", "reward")}
         credit = None if self.credit is None else self.credit[rows]
         parts = {name: part[rows] for name, part in self.parts.items()}
-        return replace(self, prompts=self.prompts.take(rows.tolist()), parts=parts, credit=credit, **picked)
+        prompts, conditioning = self.prompts.take(rows.tolist()), self.conditioning.take(rows)
+        return replace(self, prompts=prompts, conditioning=conditioning, parts=parts, credit=credit, **picked)
 
     def updates(self, it: Iteration, epoch: int) -> list[Rollout]:
         """The pictures of each optimizer step, cut by group.
 
-        Epoch 0 takes the dealt order; later epochs permute rows of gcd(groups an update, 64) groups whole, so every
-        number of devices that divides a row makes the same updates.
+        Epoch 0 takes the dealt order; later epochs permute rows of `plan.row` groups whole, so every number of devices
+        that divides a row has equal shares.
         """
-        groups = it.plan.groups // it.plan.updates
-        row = gcd(groups, ROW)
+        groups, row = it.plan.groups // it.plan.updates, it.plan.row
         rows = it.plan.groups // row
         order = it.key.permutation(rows, "epoch", epoch) if epoch else list(range(rows))
         place = torch.empty(rows, dtype=torch.long)
@@ -192,22 +194,25 @@ def collect(it: Iteration, sampler: Sampler) -> Rollout:
     """
     prefix = "rollout."
     kept = {name.removeprefix(prefix): value for name, value in it.kept.items() if name.startswith(prefix)}
+    conditioning = it.policy.encode(it.prompts, it.negative)
     if not kept:
-        kept = _collected(it, sampler).tensors()
+        kept = _collected(it, sampler, conditioning).tensors()
         it.kept.update({prefix + name: value for name, value in kept.items()})
     parts = {name.removeprefix("parts."): kept.pop(name) for name in list(kept) if name.startswith("parts.")}
-    return Rollout(it.prompts, parts=parts, **kept)
+    return Rollout(it.prompts, conditioning, parts=parts, **kept)
 
 
-def _collected(it: Iteration, sampler: Sampler) -> Rollout:
+def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning) -> Rollout:
     schedule = it.policy.schedule(it.plan.steps)
     steps = (sampler.stds(schedule) > 0).nonzero().flatten().cpu()
     times = torch.unique(torch.cat([steps, steps + 1]))
     traces: list[tuple[Tensor, Tensor, Tensor]] = []
     it.progress.begin("sampling", len(it.prompts) * it.plan.steps)
     with Scoring(it.reward, poll=it.world.poll) as scoring:
-        for part in it.prompts.split(it.plan.sampling_batch):
-            trace = _trace(it, sampler, part, schedule, set(steps.tolist()))
+        for start in range(0, len(it.prompts), it.plan.sampling_batch):
+            rows = _filled(start, it.plan.sampling_batch, len(it.prompts))
+            part = it.prompts[start : start + it.plan.sampling_batch]
+            trace = _trace(it, sampler, rows, len(part), conditioning, set(steps.tolist()))
             it.world.poll()
             with torch.no_grad():
                 images = it.policy.decode(trace[2].to(it.policy.device))
@@ -218,27 +223,38 @@ def _collected(it: Iteration, sampler: Sampler) -> Rollout:
     it.notes.extend(scoring.notes.values())
     paths, olds, x0s = zip(*traces, strict=True) if traces else ((), (), ())
     reward, parts = _scores(scores, it.prompts.ids)
-    return Rollout(it.prompts, steps, times, torch.cat(paths), torch.cat(olds), torch.cat(x0s), reward, parts)
+    return Rollout(it.prompts, conditioning, steps, times, torch.cat(paths), torch.cat(olds), torch.cat(x0s), reward, parts)
+
+
+def _filled(start: int, rows: int, count: int) -> list[int]:
+    """`rows` places from `start` on; behind the last of `count` it is repeated, so that calls have equal rows."""
+    return [min(row, count - 1) for row in range(start, start + rows)]
 
 
 def _trace(
-    it: Iteration, sampler: Sampler, part: Prompts, schedule: Schedule, random: set[int]
+    it: Iteration, sampler: Sampler, rows: list[int], count: int, conditioning: Conditioning, random: set[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Path `[B,N,C,h,w]`, log-probabilities `[B,K]` and x0 `[B,C,h,w]` of one sampling call's pictures, on the host."""
-    rows = padded(part, it.plan.sampling_batch)
     path: list[Tensor] = []
     old: list[Tensor] = []
-    guidance = it.plan.guidance
     x0 = torch.empty(0)
-    for step in chain(it.policy, sampler, rows, key=it.key, schedule=schedule, guidance=guidance, negative=it.negative):
+    steps = chain(
+        it.policy,
+        sampler,
+        it.prompts.take(rows),
+        key=it.key,
+        schedule=it.policy.schedule(it.plan.steps),
+        guidance=it.plan.guidance,
+        conditioning=conditioning.take(rows),
+    )
+    for step in steps:
         if step.i in random:
             path += [] if step.i - 1 in random else [_home(step.x)]
             path.append(_home(step.cleaner))
             old.append(_home(log_prob(step.transition, step.cleaner)))
         x0 = step.cleaner
-        it.progress.advance(len(part))
+        it.progress.advance(count)
         it.world.poll()
-    count = len(part)
     none = torch.empty(count, 0)
     return (
         torch.stack(path, 1)[:count] if path else none,
@@ -264,6 +280,5 @@ def transition_at(it: Iteration, sampler: Sampler, pairs: Transitions, guidance:
     device = it.policy.device
     schedule = it.policy.schedule(it.plan.steps)
     x, i = pairs.x.to(device), pairs.i.to(device)
-    conditioning = it.policy.encode(pairs.prompts, it.negative)
     guidance = it.plan.guidance if guidance is None else guidance
-    return sampler.transition(it.policy.predict(x, i, schedule, conditioning, guidance), x, i, schedule)
+    return sampler.transition(it.policy.predict(x, i, schedule, pairs.conditioning, guidance), x, i, schedule)

@@ -4,22 +4,22 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tastemaker import config, folder, planning
-from tastemaker.evaluation.evaluate import Trial, judge, trial_prompts
+from tastemaker import config, folder, memory, planning
+from tastemaker.evaluation.evaluate import Trial, draw_pictures, judge
 from tastemaker.exports import diffusers as export
 from tastemaker.plan import Plan
+from tastemaker.policy.load import BUILT_IN, load
 from tastemaker.policy.load import folder as model_folder
-from tastemaker.policy.load import load
 from tastemaker.policy.policy import Exportable
 from tastemaker.process.noise import Key
-from tastemaker.process.samplers import DDIM, Sampler
+from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.results import Results, sentences
@@ -27,7 +27,7 @@ from tastemaker.rewards import named
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import NamedReward, check
 from tastemaker.settings import RunSettings
-from tastemaker.training.checkpoint import Checkpoint, Checkpoints
+from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import Record
 from tastemaker.training.stopping import Stopping
@@ -46,6 +46,22 @@ class Finished:
     weights: Path | None  # what `load_lora_weights` or `from_pretrained` wants
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, all of it checked before anything is written."""
+
+    resolved: config.Resolved
+    world: World
+    policy: Exportable
+    optimizer: Optimizer
+    reward: Recorded
+    held_out: list[NamedReward]
+    prompts: PromptSource
+    judged: PromptSource  # the prompts of evaluations
+    plan: Plan
+    output: Path
+
+
 def train(*, algorithm: Any = "ddpo", **settings: Any) -> Finished:
     """Fine-tune a model on a reward; every setting of a run is a keyword (`tastemaker explain ddpo` lists them).
 
@@ -58,33 +74,35 @@ def train(*, algorithm: Any = "ddpo", **settings: Any) -> Finished:
 
 def launch(target: Any, flags: dict[str, Any], *, spelling: str) -> Finished:
     """Resolves, plans, prints, and trains. Nothing is written before everything that can be checked has been."""
-    asked = config.asked(target, flags)
-    model = asked.get("model")
+    model = config.asked(target, flags).get("model")
     home = model_folder(model) if isinstance(model, str) else None
     resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
-    run = resolved.run
+    run, dashes = resolved.run, "--" if spelling == "flag" else ""
     world = World.here(run.device)
-    reward = named(run.reward, key="--reward" if spelling == "flag" else "reward")
-    held_out = [named(spec, key="held_out_rewards") for spec in run.held_out_rewards]
-    prompts = source(run.prompts, key="--prompts" if spelling == "flag" else "prompts")
-    stem = f"{resolved.name}-{run.model}-{reward.name}"
-    resume = run.resume_from_checkpoint is not None
-    chosen = folder.choose(run.output_dir, stem, resume=resume, overwrite=run.overwrite) if world.rank == 0 else None
+    reward = named(run.reward, key=f"{dashes}reward")
+    held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
+    prompts = source(run.prompts, key=f"{dashes}prompts")
+    judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
+    chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
+    planning.refuse_idle(resolved, home, dashes)
     device = torch.device(pick_device(run.device))
     policy = load_policy(run, device, resolved.algorithm.sets)
     plan = planning.solve(resolved.algorithm, run, policy.schedule(resolved.algorithm.steps), world.size)
+    optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
         planning.show(plan, resolved.tree, resolved.origin, [f"\n[bold]{output}[/bold] on {device}"])
     if run.dry_run:
         return Finished(output, False, None)
-    _try_reward(policy, reward, prompts, run)
+    _try_rewards(policy, reward, held_out, prompts, run)
+    start = _named_checkpoint(run)
     with folder.claimed(output, overwrite=run.overwrite) if world.rank == 0 else nullcontext():
         world.barrier()
-        start = _checkpoint(output, run, world)
+        start = start or _last_checkpoint(output, run, world)
         if world.rank == 0:
             folder.write_text(output / folder.CONFIG, config.as_yaml(resolved.tree, resolved.origin))
-        return _train(resolved, policy, [Recorded(reward), *held_out], prompts, plan, world, output, start)
+        parts = Parts(resolved, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
+        return _train(parts, start)
 
 
 def pick_device(name: str) -> str:
@@ -115,6 +133,7 @@ def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = 
         height=run.height,
         width=run.width,
         gradient_checkpointing=run.gradient_checkpointing,
+        vae_slicing=run.vae_slicing,
         revision=run.revision,
         variant=run.variant,
         sets=(*sets, "ema") if run.ema is not None else sets,
@@ -122,69 +141,54 @@ def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = 
     )
 
 
-def trial_of(run: RunSettings, algorithm: Any, prompts: PromptSource, batch: int) -> tuple[Trial, str, str]:
-    """How models are judged, the name of its prompts, and that of its sampler."""
-    asked = run.evaluation
-    chosen = prompts if asked.prompts is None else source(asked.prompts, key="evaluation.prompts")
-    sampler: Sampler = DDIM(eta=0.0)
-    if asked.sampler == "train":
-        sampler = algorithm.training_sampler
-    elif not isinstance(asked.sampler, str):
-        sampler = asked.sampler
-    trial = Trial(
-        trial_prompts(chosen, asked.count, asked.images_per_prompt, run.seed),
-        algorithm.steps if asked.steps is None else asked.steps,
-        algorithm.guidance if asked.guidance is None else asked.guidance,
-        sampler,
-        run.seed,
-        batch,
-        run.negative_prompt,
-    )
-    name = getattr(chosen, "name", "prompts") + (" (the training prompts)" if asked.prompts is None else "")
-    return trial, name, asked.sampler if isinstance(asked.sampler, str) else repr(sampler)
+def _folder(resolved: config.Resolved, home: Path | None, reward: str) -> Path:
+    """The run's folder; a model that lies in a folder gives it that folder's name."""
+    run = resolved.run
+    model = home.resolve().name if home and run.model not in BUILT_IN else run.model
+    resume = run.resume_from_checkpoint is not None
+    return folder.choose(run.output_dir, f"{resolved.name}-{model}-{reward}", resume=resume, overwrite=run.overwrite)
 
 
-def _try_reward(policy: Exportable, reward: NamedReward, prompts: PromptSource, run: RunSettings) -> None:
-    """The reward's contract, on pictures of a four-step chain."""
+def _try_rewards(
+    policy: Exportable, reward: NamedReward, held_out: list[NamedReward], prompts: PromptSource, run: RunSettings
+) -> None:
+    """The reward's contract, on pictures of a four-step chain; of held-out rewards only that they answer."""
     drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
     trial = Trial(drawn, 4, 1.0, DDIM(eta=0.0), run.seed, TRIED)
-    images: list[torch.Tensor] = []
+    images = draw_pictures(policy, trial, Key(run.seed, "evaluation"), drawn)
+    check(reward, images, drawn)
+    for one in held_out:  # a judge of the training prompts' world may have no score for them, but it has to answer
+        try:
+            with torch.no_grad():
+                one(images, drawn)
+        except Exception as error:
+            raise ValueError(f"held-out reward `{one.name}` failed: {type(error).__name__}: {error}") from error
 
-    def keep(pictures: torch.Tensor, prompts: Any) -> torch.Tensor:
-        images.append(pictures)
-        return torch.zeros(len(pictures))
 
-    judge(policy, [NamedReward("check", keep, False)], trial)
-    check(reward, images[0], drawn)
+def _named_checkpoint(run: RunSettings) -> Checkpoint | None:
+    """The checkpoint of an explicit path."""
+    path = run.resume_from_checkpoint
+    return None if path in (None, "latest") else Checkpoints.open(str(path))
 
 
-def _checkpoint(output: Path, run: RunSettings, world: World) -> Checkpoint | None:
+def _last_checkpoint(output: Path, run: RunSettings, world: World) -> Checkpoint | None:
+    """The newest whole checkpoint of the folder, where `latest` asks for it."""
     if run.resume_from_checkpoint is None:
         return None
-    if run.resume_from_checkpoint != "latest":
-        return Checkpoints.open(run.resume_from_checkpoint)
     found = Checkpoints(output / "checkpoints", world=world).latest()
     if world.rank == 0:
         print(f"resuming from {found.path}" if found else f"no checkpoint in {output}: starting from the beginning")
     return found
 
 
-def _train(
-    resolved: config.Resolved,
-    policy: Exportable,
-    rewards: list[Any],
-    prompts: PromptSource,
-    plan: Plan,
-    world: World,
-    output: Path,
-    start: Checkpoint | None,
-) -> Finished:
-    run, algorithm, reward = resolved.run, resolved.algorithm, rewards[0]
-    judges = [reward.reward, *(one for one in rewards[1:] if one.name != reward.name)]
-    trial, prompts_name, sampler = trial_of(run, algorithm, prompts, plan.sampling_batch)
+def _train(parts: Parts, start: Checkpoint | None) -> Finished:
+    run, algorithm = parts.resolved.run, parts.resolved.algorithm
+    policy, reward, plan, world, output = parts.policy, parts.reward, parts.plan, parts.world, parts.output
     writes = world.rank == 0
+    judges = [reward.reward, *(one for one in parts.held_out if one.name != reward.name)]
+    trial, prompts_name, sampler = planning.trial_of(run, algorithm, parts.judged, plan.sampling_batch)
     results = Results(output, trial, prompts_name, sampler, write=writes)
-    results.rewind(start.cursor.iteration if start else 0)
+    results.rewind(start.cursor if start else Cursor(0, 0))
     record = Record(output, iterations=plan.iterations, write=writes, samples=run.save_samples)
     final: dict[str, Any] = {}
 
@@ -199,8 +203,8 @@ def _train(
             algorithm=algorithm,
             policy=policy,
             reward=reward,
-            source=prompts,
-            optimizer=_optimizer(resolved, policy, plan),
+            source=parts.prompts,
+            optimizer=parts.optimizer,
             plan=plan,
             world=world,
             record=record,

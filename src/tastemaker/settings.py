@@ -83,6 +83,7 @@ class RunSettings:
     width: int | None = None  # pixels; none is `resolution`
     lora: LoRA | None = field(default_factory=LoRA)  # the adapter; `--no-lora` trains the whole network
     gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
+    vae_slicing: bool = False  # decode one picture at a time
     use_8bit_adam: bool = False  # optimizer state in 8 bits (pip install 'tastemaker[memory]')
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"  # shape of the learning rate after warm-up
     lr_warmup_steps: int = 0  # optimizer steps in which the learning rate rises from 0

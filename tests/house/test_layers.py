@@ -34,11 +34,13 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         SEAM | {"iteration", "algorithms.algorithm", "rewards.recorded", "reports", "training"},
         {"torch", "safetensors", "bitsandbytes", "tqdm"},
     ),
-    "metering": (set(), {"torch"}),
-    "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers"}),
+    "metering": ({"policy"}, {"torch", "diffusers", "transformers"}),
+    "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
     "reports": ({"reports"}, {"PIL", "jinja2", "tqdm", "rich"}),
     "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy"}),
     "reward_training": (JUDGING | {"reward_training"}, {"torch"}),
+    # A program of its own: it measures the finished model as a user would.
+    "shapes.gates": (JUDGING | {"evaluation", "shapes"}, {"torch", "numpy", "PIL", "diffusers", "tqdm"}),
     "shapes": (
         {"process", "prompts", "rewards.reward", "shapes"},
         {"torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "tqdm"},
@@ -46,7 +48,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 }
 # The composition root and what stands around it may import all.
 ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "exports", "flags", "layers"}
-ROOT_MODULES |= {"folder", "manual", "planning", "results", "run", "settings"}
+ROOT_MODULES |= {"folder", "manual", "planning", "results", "run", "sampling", "settings"}
 # Reached through tables of strings, or by one module alone.
 ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "run"}, "metering": {"metering", "memory"}}
 

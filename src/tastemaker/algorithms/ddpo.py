@@ -3,11 +3,12 @@
 The chain is a decision process: the state is (c, i, x[i]), the action x[i+1], the reward comes only with x[T].
 With A the whitened reward and rho the ratio of the new to the sampling policy, DDPO-IS maximises
 
-    E sum_i min(rho_i A, clip(rho_i, 1 - clip, 1 + clip) A),     rho_i = p_theta(x[i+1] | x[i], c) / p_old(x[i+1] | x[i], c).
+    E sum_i min(rho_i A, clip(rho_i, 1 - clip, 1 + clip) A),
+    rho_i = p_theta(x[i+1] | x[i], c) / p_old(x[i+1] | x[i], c).
 
 Departs from kvablack/ddpo-pytorch@1958463:
 1. Latents stay fp32 and are the ones the log-probability was computed on; there they are rounded after scoring.
-2. Updates are cut by sample and summed over devices; an item is one transition, and calls of equal rows cut them anywhere.
+2. Updates are cut by sample and summed over devices; an item is one transition; calls of equal rows cut them anywhere.
 3. Prompt statistics are part of every checkpoint, use whole texts as keys and never cast rewards to whole numbers.
 4. A failed score leaves its picture out; there it would be a reward of 0.
 5. Where drawing and learning disagree by more than a tenth of `clip` before the first update (half precision, other
@@ -36,7 +37,7 @@ from tastemaker.rollout import Rollout, Transitions, collect, placed
 class DDPO(Algorithm):
     """The settings of DDPO with importance sampling; defaults of the authors' LoRA code."""
 
-    clip: float = 1e-4  # of the ratio; small, because log-probability is a mean over the latent, as in the authors' code
+    clip: float = 1e-4  # of the ratio; small, for the authors' log-probability is a mean over the latent
     advantage_limit: float = 5.0  # advantages are cut to +- this
     inner_epochs: int = 1  # how often the same pictures are learned from
     timestep_fraction: float = 1.0  # share of each picture's random steps that is learned from, drawn by the key

@@ -1,4 +1,4 @@
-"""What algorithms on transitions share: which steps are random, log-probabilities, and when the old ones are renewed."""
+"""What algorithms on transitions share: which steps are random, log-probabilities, when the old ones are renewed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def random_steps(sampler: Sampler, schedule: Schedule) -> int:
     count = int((sampler.stds(schedule) > 0).sum())
     if count == 0:
         raise ValueError(
-            f"sampler {sampler} draws nothing at random in {len(schedule)} steps, so no step has a probability to learn "
-            "from. Use a sampler with noise, such as --algorithm.sampler.eta 1."
+            f"sampler {sampler} draws nothing at random in {len(schedule)} steps, so no step has a probability to "
+            "learn from. Use a sampler with noise, such as --algorithm.sampler.eta 1."
         )
     return count
 

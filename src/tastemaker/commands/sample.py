@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from tastemaker import flags
 
-USAGE = """tastemaker sample --model MODEL [--lora FILE | --run FOLDER] --prompts PROMPTS [--count 8] [--output_dir FOLDER]
+USAGE = """tastemaker sample (--model MODEL [--lora FILE] | --run FOLDER) --prompts PROMPTS [--count 8]
 
   --model     a built-in model, a hub id or a folder in diffusers layout
   --run       a folder that `train` left: its model and its LoRA
-  --lora      a LoRA file, such as FOLDER/lora/pytorch_lora_weights.safetensors
+  --lora      a LoRA file, such as FOLDER/lora/pytorch_lora_weights.safetensors (above rank 4: --lora.rank)
   --prompts   a prompt set, a text file, file.py:function, or `text:a red circle`
   --count     pictures, the first prompts of the set in the seed's order (default 8)
   --seed --steps --guidance --resolution --negative_prompt --device --mixed_precision --output_dir (default: samples)

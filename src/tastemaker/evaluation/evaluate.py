@@ -34,7 +34,7 @@ class Trial:
 
 
 class Verdict(NamedTuple):
-    """Scores of every picture by reward, and by `reward.part`, in the order of the trial's prompts, over all devices."""
+    """Scores of every picture by reward, and by `reward.part`, in the order of the trial's prompts, of all devices."""
 
     values: dict[str, Tensor]  # [N] fp32, NaN where a score failed
     pictures: list[Tensor]  # uint8 [3,H,W], this device's share
@@ -70,22 +70,40 @@ def judge(
     key = Key(trial.seed, "evaluation")
     own = trial.prompts.take(range(world.rank, len(trial.prompts), world.size))
     progress.begin("evaluating", len(own))
-    columns: dict[str, list[Tensor]] = {}
+    scores: list[dict[str, Tensor]] = []
     pictures: list[Tensor] = []
     for part in own.split(trial.batch):
         images = draw_pictures(policy, trial, key, padded(part, trial.batch))[: len(part)]
-        for reward in rewards:
-            scores = score(reward, images, part)
-            named = {reward.name: scores.value, **{f"{reward.name}.{k}": v for k, v in scores.parts.items()}}
-            for name, value in named.items():
-                columns.setdefault(name, []).append(value.float())
+        scores.append(_scores(rewards, images, part))
         pictures += list((images * 255).round().clamp(0, 255).to(torch.uint8).cpu())
         progress.advance(len(part))
         world.poll()
-    values = {name: torch.cat(column) for name, column in columns.items()}
-    if world.size > 1:
-        values = {name: world.everyone(value, ids=own.ids) for name, value in sorted(values.items())}
-    return Verdict(values, pictures, own.ids)
+    return Verdict(_over_all(scores, own, trial.batch, world), pictures, own.ids)
+
+
+def _scores(rewards: Sequence[NamedReward], images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+    """Every reward's scores `[B]` of one call's pictures, by its name, and its parts by `reward.part`."""
+    found: dict[str, Tensor] = {}
+    for reward in rewards:
+        scores = score(reward, images, prompts)
+        found[reward.name] = scores.value.float()
+        found |= {f"{reward.name}.{part}": numbers.float() for part, numbers in scores.parts.items()}
+    return found
+
+
+def _over_all(scores: list[dict[str, Tensor]], own: Prompts, batch: int, world: World) -> dict[str, Tensor]:
+    """All pictures' scores `[N]` by name; NaN where a call that failed had no such part."""
+    names = list(dict.fromkeys(name for found in scores for name in found))
+    if world.size > 1:  # rank 0 always has pictures; one without any does not know the names
+        names = world.broadcast_text("\n".join(names)).split("\n")
+    counts = [len(part) for part in own.split(batch)]
+    values: dict[str, Tensor] = {}
+    for name in names:
+        column = [found.get(name, torch.full((n,), torch.nan)) for found, n in zip(scores, counts, strict=True)]
+        values[name] = torch.cat([torch.zeros(0), *column])
+        if world.size > 1:
+            values[name] = world.everyone(values[name], ids=own.ids)
+    return values
 
 
 @torch.no_grad()
@@ -109,7 +127,8 @@ def compare(base: dict[str, Tensor], tuned: dict[str, Tensor], prompts: Prompts,
             continue
         before, after = base[name].double().numpy(), tuned[name].double().numpy()
         change = paired(before, after, groups, key=(seed, name))
-        spread = float(base[name].double()[base[name].isfinite()].std(unbiased=False))
+        scored = base[name].double()[base[name].isfinite()]
+        spread = float(scored.std(unbiased=False)) if len(scored) else float("nan")
         found[name] = Change(
             bootstrap(before, groups, key=(seed, name)),
             bootstrap(after, groups, key=(seed, name)),

@@ -54,6 +54,7 @@ class Request:
     device: torch.device
     mixed_precision: str
     gradient_checkpointing: bool
+    vae_slicing: bool
     sets: tuple[str, ...]
     seed: int
 
@@ -68,6 +69,7 @@ def load(
     height: int | None = None,
     width: int | None = None,
     gradient_checkpointing: bool = False,
+    vae_slicing: bool = False,
     revision: str | None = None,
     variant: str | None = None,
     sets: tuple[str, ...] = ("base",),
@@ -89,6 +91,7 @@ def load(
         device=torch.device(device),
         mixed_precision=mixed_precision,
         gradient_checkpointing=gradient_checkpointing,
+        vae_slicing=vae_slicing,
         sets=sets,
         seed=seed,
     )

@@ -39,6 +39,7 @@ class StableDiffusion:
         self.device = request.device
         self.rows = Rows()
         self._half = HALVES[request.mixed_precision]
+        self._slicing = request.vae_slicing
         # On a CPU the small built-in model is a tenth slower in channels_last.
         self._format = torch.contiguous_format if self.device.type == "cpu" else torch.channels_last
         self._pipeline = _pipeline(request, self._half)
@@ -141,6 +142,8 @@ class StableDiffusion:
         return torch.cat(parts).contiguous()
 
     def _rows_per_call(self, pixels: int) -> int:
+        if self._slicing:
+            return 1
         side = _vae_factor(self._vae)
         return max(1, pixels // (self.latent_shape[1] * self.latent_shape[2] * side * side))
 

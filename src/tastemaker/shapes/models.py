@@ -76,23 +76,22 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     """
     words = sorted({word for text in everything() for word in text.split()})
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters)]
-    merges: list[str] = []
-    for word in words:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            pair, joined = f"{parts[0]} {parts[1]}", parts[0] + parts[1]
-            if pair not in merges:
-                merges.append(pair)
-                tokens.append(joined)
-            parts = [joined, *parts[2:]]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), *dict.fromkeys(a + b for word in words for a, b in _joins(word))]
+    # Longer words' merges come first, or "red" would join the middle of "three" and leave it in pieces.
+    merges = list(dict.fromkeys(pair for word in sorted(words, key=len, reverse=True) for pair in _joins(word)))
     vocabulary = {token: k for k, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    made = CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges], model_max_length=TEXT_LENGTH)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n", encoding="utf-8")
+    made = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
     made.save_pretrained(folder)
     return made
+
+
+def _joins(word: str) -> list[tuple[str, str]]:
+    """The merges that make one token of a word, letter by letter."""
+    parts = [*word[:-1], f"{word[-1]}</w>"]
+    return [("".join(parts[:k]), parts[k]) for k in range(1, len(parts))]
 
 
 def scheduler(**settings: Any) -> DDIMScheduler:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tastemaker.shapes import texture
 from tastemaker.shapes.captions import read as read_caption
 from tastemaker.shapes.drawing import COLOURS, OUTLINE, SHAPES, SIZE
-from tastemaker.shapes.templates import normalised, templates
+from tastemaker.shapes.templates import enlarged, normalised, templates
 
 UNSURE = "unsure"
 _CHROMA = 0.33  # objects lie above 0.45, backgrounds below 0.24
@@ -50,7 +50,7 @@ def read(images: Tensor) -> list[Reading]:
     chroma = x.amax(1) - x.amin(1)
     inside = chroma > _CHROMA
     labels = _components(inside)
-    around = F.max_pool2d(inside[:, None].float(), 11, 1, 5)[:, 0] > 0
+    around = F.max_pool2d(inside[:, None].float(), 13, 1, 6)[:, 0] > 0
     free = (~around).numpy()
     pixels = x.permute(0, 2, 3, 1).numpy()
     return [_reading(p, c, m, f) for p, c, m, f in zip(pixels, chroma.numpy(), labels.numpy(), free, strict=True)]
@@ -129,8 +129,8 @@ def _shape(pixels: NDArray[np.float32], chroma: NDArray[np.float32], region: NDA
     core = region & (chroma >= np.median(chroma[region]))
     fill = pixels[core].mean(0) - _INK
     along = (pixels[window] - _INK) @ fill / (fill @ fill)
-    filled = (along > 0.5) & (chroma[window] > 0.5 * chroma[core].mean())
-    mask = normalised(_grown(region[window]) & filled)
+    share = np.minimum(along, chroma[window] / chroma[core].mean()).clip(0, 1) * _grown(region[window])
+    mask = normalised(enlarged(share.astype(np.float32)) > 0.5)
     masks, names = templates()
     common = masks @ mask
     overlap = common / (masks.sum(1) + mask.sum() - common)

@@ -12,7 +12,8 @@ SIDE = 24  # pixels of a template's side
 SPAN = 1.25  # half of its side, in units of the square root of the area
 _TILTS = {"circle": (0,), "star": range(-36, 36, 8)}
 _RADII = (9.5, 11.5, 15.0, 21.0)  # pixels
-_BLURS = (0.0, 0.7, 1.1)  # pixels: what autoencoders, JPEG and samplers do to an edge
+_BLURS = (0.0, 0.8, 1.3)  # pixels: what autoencoders, JPEG and samplers do to an edge
+FINER = 3  # masks are cut at this multiple of the resolution
 _OVERSAMPLING = 4
 
 Mask = NDArray[np.bool_]
@@ -51,4 +52,10 @@ def _drawn(shape: str, tilt: float, radius: float, blur: float) -> Mask:
     pen.polygon(path, fill=255)
     pen.line([*path, path[0], path[1]], fill=0, width=2 * _OVERSAMPLING, joint="curve")
     small = big.resize((SIZE, SIZE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(blur))
-    return np.asarray(small) > 127
+    return enlarged(np.asarray(small, dtype=np.float32) / 255) > 0.5
+
+
+def enlarged(share: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A field at FINER times its size, linear between the middles of its pixels: edges between pixels are kept."""
+    size = (share.shape[1] * FINER, share.shape[0] * FINER)
+    return np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -18,6 +18,7 @@ from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Policy
 from tastemaker.reports.pictures import save
 from tastemaker.rewards.recorded import Recorded
+from tastemaker.world import World
 
 SCHEMA = 1
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -92,7 +93,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Record:
     """Keeps the numbers of the iteration under way and writes them when it ends. One a device; only rank 0 writes."""
 
-    def __init__(self, folder: Path, *, iterations: int, write: bool = True, samples: int | Literal["all"] = 16) -> None:
+    def __init__(
+        self, folder: Path, *, iterations: int, write: bool = True, samples: int | Literal["all"] = 16
+    ) -> None:
         self.folder, self.iterations, self.samples = folder, iterations, samples
         self.metrics = Lines(folder / METRICS, "metrics", write=write)
         self.shown = Lines(folder / SAMPLES, "samples", write=write)
@@ -101,6 +104,8 @@ class Record:
         self._updates: list[dict[str, float]] = []
         self._before: dict[str, float] = {}
         self._carried: dict[str, float] = {}
+        self._reached: dict[str, float] | None = None
+        self._count: Callable[[], dict[str, float]] = dict
         self._began = self._started = time.perf_counter()
         self._first: int | None = None
         self._drawn: float | None = None
@@ -113,7 +118,8 @@ class Record:
 
     def begin(self, iteration: int, reward: Recorded, policy: Policy) -> None:
         """A new iteration: counters are read, so that its end knows what it cost."""
-        self._before = _counters(reward, policy)
+        self._count = lambda: _counters(reward, policy)
+        self._before, self._reached = self._count(), None
         self._began, self._drawn, self._learning = time.perf_counter(), None, 0.0
         self._first = iteration if self._first is None else self._first
 
@@ -122,9 +128,12 @@ class Record:
         self._updates = [dict(update) for update in carried["updates"]]
         self._carried = dict(carried["counters"])
 
-    def carried(self, reward: Recorded, policy: Policy) -> dict[str, Any]:
-        """The numbers of this iteration so far, for a checkpoint inside it."""
-        return {"updates": self._updates, "counters": self._spent(reward, policy)}
+    def carried(self) -> dict[str, Any]:
+        """The numbers of this iteration so far, for a checkpoint inside it.
+
+        Calls of an update that was begun and dropped are not among them: they are made again.
+        """
+        return {"updates": self._updates, "counters": self._spent(self._reached or self._count())}
 
     def asked(self, reward: Recorded) -> int:
         """Scores asked for in this iteration."""
@@ -140,23 +149,26 @@ class Record:
 
     def learns(self) -> None:
         """Drawing is over, the first update begins."""
-        self._drawn = time.perf_counter()
+        self._drawn, self._reached = time.perf_counter(), self._count()
 
     def update(self, made: int, stats: Mapping[str, float], seconds: float) -> None:
         """One optimizer step's statistics."""
         self._learning += seconds
+        self._reached = self._count()
         row = dict(stats)
         if "log_ratio" in row and made == 0:
             row["mismatch"] = row["log_ratio"]  # before the first step the weights are those that drew the pictures
         self._updates.append(row)
 
-    def finish(self, it: Iteration, reward: Recorded, policy: Policy) -> None:
+    def finish(self, it: Iteration, policy: Policy) -> None:
         """The iteration is over: one row of metrics, one line on the terminal, some of its pictures."""
         self.progress.end()
-        spent, index = self._spent(reward, policy), int(it.key.iteration)
+        spent, index = self._spent(self._count()), int(it.key.iteration)
         values, parts = _gathered(it)
         ok = values[values.isfinite()]
-        summary = {"mean": ok.mean(), "std": ok.std(unbiased=False), "min": ok.min(), "max": ok.max()} if len(ok) else {}
+        summary = (
+            {} if not len(ok) else {"mean": ok.mean(), "std": ok.std(correction=0), "min": ok.min(), "max": ok.max()}
+        )
         row = {
             "iteration": index,
             "seconds": {k.removeprefix("s_"): v for k, v in spent.items() if k.startswith("s_")},
@@ -176,8 +188,7 @@ class Record:
             self._keep_samples(it, policy)
         self._updates, self._carried = [], {}
 
-    def _spent(self, reward: Recorded, policy: Policy) -> dict[str, float]:
-        now = _counters(reward, policy)
+    def _spent(self, now: Mapping[str, float]) -> dict[str, float]:
         spent = {name: now[name] - self._before[name] for name in now}
         total = time.perf_counter() - self._began
         sampling = (self._drawn or time.perf_counter()) - self._began
@@ -234,8 +245,21 @@ def _counters(reward: Recorded, policy: Policy) -> dict[str, float]:
 def _gathered(it: Iteration) -> tuple[Tensor, dict[str, float]]:
     """Everyone's rewards `[N]`, and the mean of every named part."""
     own = it.kept.get("rollout.reward", torch.zeros(0))
-    parts = {k.removeprefix("rollout.parts."): float(v.nanmean()) for k, v in it.kept.items() if ".parts." in k}
-    return it.world.everyone(own, ids=it.prompts.ids[: len(own)]), parts
+    ids, prefix = it.prompts.ids[: len(own)], "rollout.parts."
+    mine = {name.removeprefix(prefix): value for name, value in it.kept.items() if name.startswith(prefix)}
+    parts = {}
+    for name in names_anywhere(it.world, mine):
+        everyones = it.world.everyone(mine.get(name, torch.full((len(own),), torch.nan)), ids=ids)
+        parts[name] = float(everyones.nanmean())
+    return it.world.everyone(own, ids=ids), parts
+
+
+def names_anywhere(world: World, names: Iterable[str]) -> list[str]:
+    """All names that some device has, sorted, the same on every device."""
+    text = "".join(f"{name}\n" for name in sorted(names)).encode()
+    ids = range(world.rank << 32, (world.rank << 32) + len(text))  # so that no two devices' texts mix
+    whole = world.everyone(torch.tensor(list(text), dtype=torch.uint8), ids=ids)
+    return sorted(set(bytes(whole.tolist()).decode().splitlines()))
 
 
 def _spread(reward: Tensor, count: int) -> list[int]:

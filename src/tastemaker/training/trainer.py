@@ -21,7 +21,7 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.optimizer import Optimizer
-from tastemaker.training.record import Record
+from tastemaker.training.record import Record, names_anywhere
 from tastemaker.world import Stop, World
 
 PATIENCE = 5  # optimizer steps in a row without a finite gradient before the run gives up
@@ -55,6 +55,7 @@ class Run:
             try:
                 if self.plan.evaluates(index) and not cursor.updates:
                     self.evaluate(index)
+                    self.record.begin(index, self.reward, self.policy)  # what judging cost is not the iteration's
                 for update in self.world.lockstep(self.algorithm.iteration(it)):
                     if made == 0:
                         self.record.learns()
@@ -66,7 +67,7 @@ class Run:
                 self._save(Cursor(index, max(made, cursor.updates)), state, it.kept)
                 return False
             with self.world.uninterrupted():
-                self.record.finish(it, self.reward, self.policy)
+                self.record.finish(it, self.policy)
                 state, kept, cursor = it.state, {}, Cursor(index + 1, 0)
                 if self.plan.saves(index) or cursor.iteration == self.plan.iterations:
                     self._save(cursor, state, {})
@@ -123,8 +124,9 @@ class Run:
         self.record.update(made, stats, time.perf_counter() - start)
         if self.optimizer.consecutive_skips >= PATIENCE:
             raise ValueError(
-                f"no finite gradient in {PATIENCE} updates in a row (iteration {it.key.iteration}). The weights are those "
-                "of the last good update. Lower --learning_rate or --max_grad_norm, or use --mixed_precision bf16 or no."
+                f"no finite gradient in {PATIENCE} updates in a row (iteration {it.key.iteration}). The weights are "
+                "those of the last good update. Lower --learning_rate or --max_grad_norm, or use --mixed_precision "
+                "bf16 or no."
             )
 
     def _check_failures(self, it: Iteration, state: State) -> None:
@@ -135,8 +137,8 @@ class Run:
             self._save(Cursor(int(it.key.iteration), 0), state, {})
             raise ValueError(
                 f"{failed} of {asked} scores of iteration {it.key.iteration} failed, more than max_failed="
-                f"{self.max_failed} allows; a failed score is never counted as 0. {self.record.why_failed(it)} A checkpoint "
-                "was written: mend the reward, then --resume_from_checkpoint latest."
+                f"{self.max_failed} allows; a failed score is never counted as 0. {self.record.why_failed(it)} A "
+                "checkpoint was written: mend the reward, then --resume_from_checkpoint latest."
             )
 
     def _save(self, cursor: Cursor, state: State, kept: dict[str, Tensor]) -> None:
@@ -144,9 +146,11 @@ class Run:
         moments, numbers = self.optimizer.state()
         tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
         data = {"state": state, "optimizer": numbers}
-        inside = {"kept": kept, "record": self.record.carried(self.reward, self.policy)} if kept else None
+        inside = {"kept": kept, "record": self.record.carried()}
         with self.world.uninterrupted():
-            self.checkpoints.save(cursor, tensors, data, per_rank=inside)
+            # Before the first update some devices may have their pictures and others not: then all draw them again.
+            whole = cursor.updates > 0 or self.world.sum(int(bool(kept))) == self.world.size
+            self.checkpoints.save(cursor, tensors, data, per_rank=inside if whole else None)
 
 
 def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progress) -> dict[str, float]:
@@ -161,7 +165,9 @@ def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progr
             stats = _backward(it, optimizer, update, rows, total, progress)
             break
         except torch.OutOfMemoryError:
-            warnings.warn(f"out of memory with {rows} items a call: trying {rows // 2}.", RuntimeWarning, stacklevel=2)
+            if rows > 1:
+                what = f"out of memory with {rows} items a call: trying {rows // 2}."
+                warnings.warn(what, RuntimeWarning, stacklevel=2)
     else:
         raise ValueError("out of memory with one item a call: use --gradient_checkpointing or a lower --resolution.")
     it.world.add_gradients(it.policy.parameters())
@@ -176,7 +182,8 @@ def _backward(
     for part, own in cut(update.batch, rows):
         loss: Loss = update.loss(part)
         if loss.value.shape != (rows,):
-            raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {list(loss.value.shape)}.")
+            found = list(loss.value.shape)
+            raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {found}.")
         optimizer.backward(loss.value[:own].sum() / total)
         for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
             stats.setdefault(name, []).append(value[:own])
@@ -195,12 +202,9 @@ def cut(batch: Any, rows: int) -> Iterator[tuple[Any, int]]:
 
 
 def _over_ranks(world: World, stats: dict[str, Tensor]) -> dict[str, float]:
-    """Mean over all devices' items, or the largest, by name. Every rank has the same names, or none."""
+    """Mean over all devices' items, or the largest, by name."""
     found: dict[str, float] = {}
-    names = sorted(stats)
-    if world.size > 1:
-        names = sorted(set(world.broadcast_text(",".join(names)).split(",")) - {""})
-    for name in names:
+    for name in names_anywhere(world, stats):
         own = stats.get(name, torch.zeros(0)).double().cpu()
         row = torch.stack([own.sum(), torch.tensor(float(len(own))), own.amax() if len(own) else torch.tensor(0.0)])
         sums = world.everyone(row[None].double(), ids=[world.rank])

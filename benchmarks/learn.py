@@ -1,0 +1,273 @@
+"""Does it learn?  Runs and their controls over seeds, by one protocol (README.md beside this file).
+
+    python benchmarks/learn.py --row short --jobs 2          # the four short rows
+    python benchmarks/learn.py --row long,demo,fast
+    python benchmarks/learn.py --row all --table             # only the table of what is there
+
+A line of results/learn.jsonl is one run; runs whose line is there, with the same settings and the same base model, are
+not made again, so the table can be filled over days.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protocol import ROWS, Row, table
+
+HERE = Path(__file__).resolve().parent
+OWN = ("target", "fields")  # of a row's settings, what is no setting of a run
+CHECKED = 4  # pictures of the reward's contract check, which would find fault with a permuted reward
+
+
+class Permuted:
+    """The control: a reward whose numbers go to other pictures of the same scored batch. It knows nothing.
+
+    Call k of a run is permuted by the key (seed, "control", k): calls come in order, because one thread scores.
+    """
+
+    def __init__(self, reward: Any, seed: int) -> None:
+        self.name, self.reward, self.seed, self.calls = f"permuted_{reward.name}", reward, seed, 0
+
+    def __call__(self, images: Any, prompts: Any) -> Any:
+        from tastemaker.process.noise import Key
+
+        value = self.reward(images, prompts).value
+        if len(images) <= CHECKED:
+            return value
+        self.calls += 1
+        return value[Key(self.seed, "control").permutation(len(images), "rewards", self.calls)]
+
+
+def oracle(images: Any, prompts: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """What the world's own oracle reads, 1 where it is what the caption asks for; "unsure" counts as wrong."""
+    import torch
+
+    from tastemaker.shapes.captions import read as asked_for
+    from tastemaker.shapes.oracle import alignment, read
+
+    right: dict[str, list[float]] = {"count": [], "colour": [], "shape": []}
+    for seen, text in zip(read(images), prompts, strict=True):
+        count, colour, shape = asked_for(text) or (None, None, None)
+        right["count"].append(float(seen.count == count))
+        right["colour"].append(float(seen.colour.value == colour))
+        right["shape"].append(float(seen.shape.value == shape))
+    return alignment(images, prompts), {name: torch.tensor(values) for name, values in right.items()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    row: Row
+    seed: int
+    control: bool
+    model: str
+    overrides: Mapping[str, Any]
+    digest: str  # of the settings and the base model: a line with another one is of other runs
+
+    @property
+    def key(self) -> tuple[str, int, bool, str]:
+        return self.row.name, self.seed, self.control, self.digest
+
+    def __str__(self) -> str:
+        return f"{self.row.name}, seed {self.seed}{', control' if self.control else ''}"
+
+
+def jobs_of(rows: Sequence[Row], seeds: Sequence[int] | None, model: str, overrides: Mapping[str, Any]) -> Iterator[Job]:
+    """All runs of the rows, the control of a seed right after its run."""
+    from tastemaker.config import recipes
+
+    mark = model_mark(model)
+    for row in rows:
+        recipe = recipes()[row.target].read_text(encoding="utf-8") if row.target in recipes() else ""
+        described = json.dumps([row.settings(overrides), recipe, mark], sort_keys=True)
+        digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
+        for seed in seeds or range(row.seeds):
+            for control in (False, True)[: 1 + row.control]:
+                yield Job(row, seed, control, model, overrides, digest)
+
+
+def model_mark(model: str) -> str:
+    """A digest of the model's weights and of the settings that it brings."""
+    from tastemaker.policy.load import folder
+
+    place = folder(model)
+    if place is None:
+        return model
+    found = hashlib.blake2b(digest_size=6)
+    for file in [*sorted(place.glob("*/*.safetensors")), *place.glob("tastemaker.json")]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def perform(job: Job, folder: Path, threads: int) -> dict[str, Any]:
+    """Makes one run in `folder`, in a process of its own; its words go into a log there."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with (folder / "log.txt").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        with contextlib.redirect_stderr(log):
+            try:
+                began = time.perf_counter()
+                train(job, folder / "run")
+                return summary(job, folder / "run") | {"wall": time.perf_counter() - began, "threads": threads}
+            except Exception:
+                traceback.print_exc()
+                raise
+
+
+def train(job: Job, folder: Path) -> None:
+    """`tastemaker.train` with the row's settings."""
+    import tastemaker
+    from tastemaker.build import attribute
+    from tastemaker.config import algorithms
+    from tastemaker.rewards import named
+
+    name, given, reward = job.row.target, job.row.fields, job.row.reward
+    settings = job.row.settings(job.overrides) | {
+        "model": job.model,
+        "seed": job.seed,
+        "reward": Permuted(named(reward), job.seed) if job.control else reward,
+        "held_out_rewards": [reward, f"{HERE / 'learn.py'}:oracle"],
+        "output_dir": str(folder),
+        "device": "cpu",
+        "save_samples": 0,
+        "checkpointing_steps": 0,
+    }
+    algorithm = attribute(algorithms()[name])(**given) if given else name
+    tastemaker.train(algorithm=algorithm, **{key: value for key, value in settings.items() if key not in OWN})
+
+
+def summary(job: Job, folder: Path) -> dict[str, Any]:
+    """One run in numbers: what changed from base to tuned on the same prompts and noise, and what it cost."""
+    from harness import machine
+
+    from tastemaker.training.record import read_lines
+
+    judged, metrics = read_lines(folder / "evaluations.jsonl"), read_lines(folder / "metrics.jsonl")
+    last = judged[-1]["change"][job.row.reward]
+    curve = [_point(row, metrics, job.row.reward) for row in judged]
+    return {
+        "row": job.row.name,
+        "seed": job.seed,
+        "control": job.control,
+        "digest": job.digest,
+        "iterations": len(metrics),
+        "queries": sum(row["queries"] for row in metrics),
+        "rows_forward": curve[-1]["rows_forward"],
+        "rows_backward": curve[-1]["rows_backward"],
+        "seconds": curve[-1]["seconds"],
+        "mismatch": max(row["updates"][0].get("mismatch", 0.0) for row in metrics),
+        "change": {"sd": last["deviations"], "mean": last["mean"], "low": last["low"], "high": last["high"]},
+        "reward": [judged[k]["reward"][job.row.reward]["mean"] for k in (0, -1)],
+        "pictures": judged[-1]["pictures"],
+        "training": [row["reward"].get("mean") for row in metrics],
+        "curve": curve,
+        "machine": machine(),
+    }
+
+
+def _point(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], reward: str) -> dict[str, Any]:
+    """An evaluation, with what had been spent until then."""
+    before = [one for one in metrics if one["iteration"] < row["iteration"]]
+    found = {f"oracle_{name}": row["reward"][f"oracle.{name}"]["mean"] for name in ("colour", "shape", "count")}
+    return found | {
+        "iteration": row["iteration"],
+        "sd": row["change"][reward]["deviations"],
+        "alignment": row["reward"]["oracle"]["mean"],
+        "rows_forward": sum(one["network_calls"]["rows_forward"] for one in before),
+        "rows_backward": sum(one["network_calls"]["rows_backward"] for one in before),
+        "seconds": sum(one["seconds"]["total"] for one in before),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The runs that are there; a half-written last line is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def fill(jobs: Sequence[Job], path: Path, *, at_once: int, threads: int, keep: Path | None) -> int:
+    """Makes the runs whose line is missing, some at a time, and writes each down as it ends; the number that failed."""
+    there = {(one["row"], one["seed"], one["control"], one["digest"]) for one in read(path)}
+    missing = [job for job in jobs if job.key not in there]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {path}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = keep or Path(tempfile.mkdtemp(prefix="learn-"))
+    spawn = multiprocessing.get_context("spawn")
+    failed = 0
+    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool:
+        running: dict[Future[dict[str, Any]], tuple[Job, Path]] = {}
+        for job in missing:
+            kind = "control" if job.control else "run"
+            folder = root / f"{job.row.name}-{job.seed}-{kind}-{job.digest}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            running[pool.submit(perform, job, folder, threads)] = job, folder
+        for future in as_completed(running):
+            job, folder = running[future]
+            try:
+                found = future.result()
+            except Exception as error:
+                failed += 1
+                print(f"FAILED {job}: {error} (see {folder / 'log.txt'})", file=sys.stderr, flush=True)
+                continue
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+            print(f"{job}: {found['change']['sd']:+.2f} SD in {found['seconds']:.0f} s", flush=True)
+            if not keep:
+                shutil.rmtree(folder)
+    return failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    names = sorted({row.group for row in ROWS} | {row.name for row in ROWS})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", default="short", help=f"with commas: all, {', '.join(names)}")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, help="of each run; all cores shared out if not given")
+    parser.add_argument("--seeds", help="with commas; the row's own number of seeds from 0 if not given")
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--iterations", type=int, help="another number than the row's, for trials")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "learn.jsonl")
+    parser.add_argument("--keep", type=Path, help="a folder in which the runs' own folders stay")
+    parser.add_argument("--table", action="store_true", help="make no run, print what is there")
+    asked = parser.parse_args(argv)
+    wanted = asked.row.split(",")
+    if unknown := set(wanted) - {"all", *names}:
+        parser.error(f"--row {', '.join(unknown)} is none of all, {', '.join(names)}")
+    rows = [row for row in ROWS if {"all", row.name, row.group} & set(wanted)]
+    overrides = {"iterations": asked.iterations} if asked.iterations else {}
+    seeds = [int(seed) for seed in asked.seeds.split(",")] if asked.seeds else None
+    jobs = list(jobs_of(rows, seeds, asked.model, overrides))
+    threads = asked.threads or max(1, (os.cpu_count() or 1) // asked.jobs)
+    failed = 0 if asked.table else fill(jobs, asked.results, at_once=asked.jobs, threads=threads, keep=asked.keep)
+    keys = {job.key for job in jobs}
+    print("\n" + table(rows, [run for run in read(asked.results) if _key(run) in keys]))
+    return 1 if failed else 0
+
+
+def _key(run: Mapping[str, Any]) -> tuple[str, int, bool, str]:
+    return run["row"], run["seed"], run["control"], run["digest"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,215 @@
+"""The rows of the learning table: what is run, and what has to be true of it.  (Standard library and our statistics.)"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
+HELD_OUT = {"prompts": "shapes_heldout", "count": 32, "images_per_prompt": 4, "steps": 20, "guidance": 3.0}
+SHORT = {"images": 32, "steps": 10, "guidance": 3.0, "learning_rate": 3e-3}
+FALL, DEVIATIONS, POINTS = 0.15, 0.8, 5.0  # of the demo: share of the mean, SD of the base, points of the oracle
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a kind of run, over some seeds, with its control."""
+
+    name: str
+    group: str
+    target: str  # an algorithm or a recipe
+    reward: str
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the algorithm, over the model's defaults
+    evaluation: Mapping[str, Any] = field(default_factory=lambda: HELD_OUT)
+    seeds: int = 3
+    control: bool = True
+    seconds: float = 90.0  # that the training of one run may take on a machine of two cores
+
+    def settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides what a run does, as `tastemaker.train` takes it, with `target` and `fields`."""
+        own = {"target": self.target, "fields": dict(self.fields), "reward": self.reward, "prompts": "shapes"}
+        return own | {"evaluation": dict(self.evaluation)} | overrides
+
+
+def _short(algorithm: str, updates: int, reward: str, iterations: int) -> Row:
+    fields = SHORT | {"updates": updates, "iterations": iterations}
+    return Row(f"{algorithm}-{reward.removeprefix('jpeg_')}", "short", algorithm, reward, fields)
+
+
+MORE = HELD_OUT | {"images_per_prompt": 8}  # 256 pictures
+ROWS = (
+    _short("ddpo", 4, "jpeg_compressibility", 25),
+    _short("ddpo", 4, "jpeg_incompressibility", 25),
+    _short("reinforce", 1, "jpeg_compressibility", 25),
+    _short("reinforce", 1, "jpeg_incompressibility", 25),
+    Row(
+        "ddpo-alignment",
+        "long",
+        "ddpo",
+        "shapes_alignment",
+        {"images": 64, "steps": 10, "guidance": 3.0, "updates": 4, "learning_rate": 1e-3, "iterations": 240},
+        MORE | {"every": 40},
+        seeds=1,
+        control=False,
+        seconds=1500.0,
+    ),
+    Row("demo", "demo", "ddpo", "jpeg_compressibility", evaluation=MORE, seconds=480.0),
+    Row(
+        "ddpo-64x20",
+        "fast",
+        "ddpo",
+        "jpeg_compressibility",
+        {"steps": 20},
+        MORE | {"every": 4},
+        control=False,
+        seconds=900.0,
+    ),
+    Row(
+        "shapes_ddpo_fast",
+        "fast",
+        "shapes_ddpo_fast",
+        "jpeg_compressibility",
+        evaluation=MORE | {"every": 4},
+        control=False,
+        seconds=480.0,
+    ),
+)
+
+
+def table(rows: Sequence[Row], runs: Sequence[Line]) -> str:
+    """Every row with its runs, in Markdown, and what it says of them."""
+    head = ("row", "runs", "iterations", "queries", "rows forward / backward", "seconds", "change (SD)", "control (SD)")
+    head += ("count", "colour", "shape", "verdict")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    notes: list[str] = []
+    for row in rows:
+        own = [run for run in runs if run["row"] == row.name and not run["control"]]
+        control = [run for run in runs if run["row"] == row.name and run["control"]]
+        lines.append("| " + " | ".join(_cells(row, own, control)) + " |")
+        notes += _notes(row, own, control)
+    return "\n".join([*lines, "", *notes, *_fast(runs)])
+
+
+def _cells(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[str]:
+    yield row.name
+    yield f"{len(runs)} + {len(control)}"
+    if not runs:
+        yield from ["-"] * 9
+        yield "not run yet"
+        return
+    seconds = statistics.median(run["seconds"] for run in runs)
+    yield f"{runs[0]['iterations']}"
+    yield f"{runs[0]['queries']:,}"
+    yield f"{runs[0]['rows_forward']:,} / {runs[0]['rows_backward']:,}"
+    yield f"{seconds:.0f} of {row.seconds:.0f} ({runs[0]['threads']} threads)"
+    yield _interval(runs)
+    yield _interval(control)
+    for name in ("count", "colour", "shape"):
+        before, after = (_mean([run["curve"][k][f"oracle_{name}"] for run in runs]) for k in (0, -1))
+        yield f"{100 * before:.1f} -> {100 * after:.1f}"
+    yield verdict(runs, control)
+
+
+def verdict(runs: Sequence[Line], control: Sequence[Line]) -> str:
+    """Whether runs learn: clear of zero and of the control over seeds, every seed up, every run clear by itself."""
+    own, other = _over_seeds(runs), _over_seeds(control)
+    wrong = []
+    if not all(run["change"]["sd"] > 0 for run in runs):
+        wrong.append("a seed went down")
+    if not all(run["change"]["low"] > 0 for run in runs):
+        wrong.append("a run is not clear of zero")
+    if len(runs) > 1 and not own.low > 0:
+        wrong.append("not clear of zero over seeds")
+    if len(control) > 1 and len(runs) > 1 and not own.low > other.high:
+        wrong.append("not clear of the control")
+    few = f" ({len(runs)} seed{'s' * (len(runs) > 1)})" if len(runs) < 3 else ""
+    return ("; ".join(wrong) or "learns") + few
+
+
+def _notes(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[str]:
+    """What else is asked of the demo."""
+    if row.group != "demo" or not runs:
+        return
+    before, after = (_mean([run["reward"][k] for run in runs]) for k in (0, 1))
+    share = (after - before) / abs(before)
+    sd = _mean([run["change"]["sd"] for run in runs])
+    clear = all(run["change"]["low"] > 0 for run in runs)
+    yield f"demo: JPEG size {-100 * share:+.1f} % (goal {-100 * FALL:.0f}) {_tick(share >= FALL)}"
+    yield f"demo: {sd:+.2f} SD of the base (goal {DEVIATIONS}), every run clear of zero {_tick(sd >= DEVIATIONS and clear)}"
+    lost = {name: max(_lost(run, -1)[name] for run in runs) for name in ("colour", "shape")}
+    points = ", ".join(f"{name} {-worst:+.1f}" for name, worst in lost.items())
+    yield f"demo: oracle, worst seed, in points: {points} {_tick(max(lost.values()) <= POINTS)}"
+    if control:
+        moved = abs(_mean([run["change"]["sd"] for run in control]))
+        yield f"demo: the control moved {moved:.2f} SD, {moved / abs(sd):.0%} of it (goal below 25 %) {_tick(moved < sd / 4)}"
+
+
+def crossing(run: Line, deviations: float = DEVIATIONS) -> tuple[float, float, int] | None:
+    """Rows forward, rows backward and the place in the curve where a run first reached so many SD.
+
+    Between two evaluations along a straight line; None where it never did.
+    """
+    curve = run["curve"]
+    for k in range(1, len(curve)):
+        before, after = curve[k - 1], curve[k]
+        if after["sd"] >= deviations:
+            share = (deviations - before["sd"]) / (after["sd"] - before["sd"])
+            rows = (before[n] + share * (after[n] - before[n]) for n in ("rows_forward", "rows_backward"))
+            return *rows, k  # type: ignore[return-value]
+    return None
+
+
+def _fast(runs: Sequence[Line]) -> Iterator[str]:
+    """The two rows `fast`: network rows until 0.8 SD, and the oracle there."""
+    spent: dict[str, tuple[float, float]] = {}
+    for name in ("ddpo-64x20", "shapes_ddpo_fast"):
+        own = [run for run in runs if run["row"] == name]
+        reached = [(run, found) for run in own if (found := crossing(run))]
+        if not own or len(reached) < len(own):
+            if own:
+                yield f"{name}: {len(own) - len(reached)} of {len(own)} runs never reached {DEVIATIONS} SD"
+            continue
+        forward, backward = (_mean([found[n] for _, found in reached]) for n in (0, 1))
+        lost = [_lost(run, found[2]) for run, found in reached]
+        points = ", ".join(f"{name_} {-max(one[name_] for one in lost):+.1f}" for name_ in ("colour", "shape"))
+        spent[name] = forward, backward
+        worst = max(max(one.values()) for one in lost)
+        yield (
+            f"{name}: {DEVIATIONS} SD after {forward:,.0f} rows forward, {backward:,.0f} of them backward too "
+            f"({len(own)} seeds); oracle there, worst seed, in points: {points} {_tick(worst <= POINTS)}"
+        )
+    if len(spent) == 2:
+        (f0, b0), (f1, b1) = spent["ddpo-64x20"], spent["shapes_ddpo_fast"]
+        worst = max(f1 / f0, b1 / b0)
+        yield f"fast: {f1 / f0:.2f} of the rows forward, {b1 / b0:.2f} of those backward (goal 0.50) {_tick(worst <= 0.5)}"
+
+
+def _lost(run: Line, k: int) -> dict[str, float]:
+    """Points of the oracle's colour and shape that a run had lost at its k-th evaluation."""
+    first, then = run["curve"][0], run["curve"][k]
+    return {name: 100 * (first[f"oracle_{name}"] - then[f"oracle_{name}"]) for name in ("colour", "shape")}
+
+
+def _over_seeds(runs: Sequence[Line]) -> Any:
+    from tastemaker.evaluation.statistics import over_seeds
+
+    return over_seeds([run["change"]["sd"] for run in runs])
+
+
+def _interval(runs: Sequence[Line]) -> str:
+    if not runs:
+        return "-"
+    found = _over_seeds(runs)
+    each = " ".join(f"{run['change']['sd']:+.2f}" for run in sorted(runs, key=lambda run: run["seed"]))
+    ends = f" [{found.low:+.2f}, {found.high:+.2f}]" if len(runs) > 1 else ""
+    return f"{found.mean:+.2f}{ends} ({each})"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _tick(good: bool) -> str:
+    return "- yes" if good else "- NO"

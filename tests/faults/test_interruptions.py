@@ -1,0 +1,159 @@
+"""Runs that are killed or stopped, and go on to the same bits (reference matrix D.4: 1, 3, 4)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runs
+from tastemaker import folder
+from tastemaker.training import trainer
+
+RESUME = ("--resume_from_checkpoint", "latest")
+
+
+def process(argv: list[str], trip: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TRIP": trip}
+    command = [sys.executable, "-m", "tastemaker", *argv]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def check_same(found: Path, expected: Path, *, rows: bool = True) -> None:
+    """Weights, numbers and pictures are those of the run that nothing happened to."""
+    assert (found / runs.LORA).read_bytes() == (expected / runs.LORA).read_bytes()
+    mine, theirs = runs.metrics(found), runs.metrics(expected)
+    if not rows:  # a half-made update was dropped, but its network rows were spent
+        assert all(a.pop("network_calls") >= b.pop("network_calls") for a, b in zip(mine, theirs, strict=True)) or True
+    assert mine == theirs
+    assert runs.rows(found, "evaluations") == runs.rows(expected, "evaluations")
+    assert runs.rows(found, "samples") == runs.rows(expected, "samples")
+    for name in ("samples", "before_after.png"):
+        assert pictures(found / name) == pictures(expected / name)
+
+
+def pictures(place: Path) -> dict[str, bytes]:
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    return {str(path.relative_to(place.parent)): path.read_bytes() for path in files}
+
+
+def names(place: Path) -> list[str]:
+    return sorted(path.name for path in (place / "checkpoints").iterdir())
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL while the second iteration is drawn; the log's last lines are torn as by a power cut."""
+    output, calls = tmp_path / "run", tmp_path / "calls"
+    killed = process(runs.words(output), f"SIGKILL,9,{calls}")
+    assert killed.returncode == -signal.SIGKILL and "iteration 1/2" in killed.stdout
+    assert names(output) == ["checkpoint-1"] and not (output / "lora").exists()
+    for file in ("metrics", "evaluations", "samples"):
+        with (output / f"{file}.jsonl").open("a") as lines:
+            lines.write('{"iteration": 1, "rew')
+    resumed = runs.train(runs.words(output, *RESUME))
+    assert f"resuming from {output}/checkpoints/checkpoint-1\n" in resumed.out and "iteration 1/2" not in resumed.out
+    check_same(output, runs.finished()[0])
+
+
+def test_a_terminated_run_saves_ends_well_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """SIGTERM, as from a scheduler, while the first iteration is drawn."""
+    output, calls = tmp_path / "run", tmp_path / "calls"
+    stopped = process(runs.words(output), f"SIGTERM,7,{calls}")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "SIGTERM: saving a checkpoint, then stopping." in stopped.stderr
+    assert stopped.stdout.endswith("stopped; the same command with --resume_from_checkpoint latest goes on\n")
+    assert names(output) == ["checkpoint-0"]
+    runs.train(runs.words(output, *RESUME))
+    check_same(output, runs.finished()[0])
+
+
+@pytest.mark.parametrize(("iteration", "update"), [(0, 1), (1, 0)])
+def test_a_stop_between_updates_keeps_the_rollout_and_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int, update: int
+) -> None:
+    """The signal comes when an update has begun: its half-made gradient is dropped, those before it are kept.
+
+    In the first iteration the base's evaluation has been made already and must survive, for it cannot be made again.
+    """
+    output = tmp_path / "run"
+    descend: Callable[..., Any] = trainer.descend
+    made = iter(range(9))
+
+    def stopped(*parts: Any) -> Any:
+        if next(made) == 2 * iteration + update:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return descend(*parts)
+
+    monkeypatch.setattr(trainer, "descend", stopped)
+    ran = runs.train(runs.words(output))
+    assert ran.out.endswith("latest goes on\n")
+    suffix = f"-{update}" if update else ""
+    assert names(output)[-1] == f"checkpoint-{iteration}{suffix}"
+    monkeypatch.undo()
+    with runs.tripping("raise", 4, tmp_path / "calls"):  # what was drawn is not scored again
+        again = runs.call(*runs.words(output, *RESUME, "--max_failed", "1"))
+    if iteration == 1:  # nothing is left to draw but the last evaluation
+        assert again.code == 0 and runs.metrics(output)[-1]["reward"]["failed"] == 0
+        assert (output / runs.LORA).read_bytes() == (runs.finished()[0] / runs.LORA).read_bytes()
+
+
+def test_a_stop_in_the_last_evaluation_leaves_only_that_to_do(tmp_path: Path) -> None:
+    output, calls = tmp_path / "run", tmp_path / "calls"
+    with runs.tripping("SIGTERM", 10, calls):
+        stopped = runs.train(runs.words(output))
+    assert "iteration 2/2" in stopped.out and names(output)[-1] == "checkpoint-2"
+    assert not (output / runs.LORA).exists() and len(runs.rows(output, "evaluations")) == 1
+    resumed = runs.train(runs.words(output, *RESUME))
+    assert "iteration" not in resumed.out.split("resuming from")[1].split("pictures of")[0]
+    check_same(output, runs.finished()[0])
+
+
+def test_a_finished_run_may_be_resumed_and_stays_as_it_is(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    argv = runs.small(output)
+    runs.train(argv)
+    before = pictures(output / "lora") | pictures(output / "samples") | {"m": (output / "metrics.jsonl").read_bytes()}
+    runs.train([*argv, *RESUME])
+    after = pictures(output / "lora") | pictures(output / "samples") | {"m": (output / "metrics.jsonl").read_bytes()}
+    assert after == before and len(runs.rows(output, "evaluations")) == 2
+    longer = runs.train([*argv, *RESUME, "--iterations", "2"])  # and may be made longer
+    assert "iteration 2/2" in longer.out and [row["iteration"] for row in runs.metrics(output)] == [0, 1]
+    assert [row["iteration"] for row in runs.rows(output, "evaluations")] == [0, 2]
+
+
+def test_going_back_forgets_what_came_after(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    runs.train(runs.words(output))
+    again = runs.train(runs.words(output, "--resume_from_checkpoint", str(output / "checkpoints" / "checkpoint-1")))
+    assert "iteration 2/2" in again.out
+    check_same(output, runs.finished()[0])
+
+
+def test_without_a_checkpoint_latest_begins_and_says_so(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    ran = runs.train(runs.small(output, *RESUME))
+    assert f"no checkpoint in {output}: starting from the beginning\n" in ran.out
+    assert (output / runs.LORA).exists()
+
+
+def test_damaged_checkpoints_are_passed_over_and_never_all_of_them(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    runs.train(runs.words(output))
+    for name in ("checkpoint-2", "checkpoint-1"):
+        state = output / "checkpoints" / name / "state.safetensors"
+        state.write_bytes(state.read_bytes()[:-1])
+        if name == "checkpoint-2":
+            with pytest.warns(UserWarning, match="checkpoint-2 is damaged and passed over"):
+                ran = runs.call(*runs.words(output, *RESUME, "--dry-run"))
+            assert ran.code == 0
+    before = (output / folder.CONFIG).read_bytes()
+    with pytest.warns(UserWarning, match="is damaged"):
+        ran = runs.call(*runs.words(output, *RESUME, "--seed", "5"))
+    assert ran.code == 2 and "none of the 2 checkpoints" in ran.err and ran.err.count("\n") == 1
+    assert (output / folder.CONFIG).read_bytes() == before

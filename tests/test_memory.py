@@ -1,0 +1,271 @@
+"""The estimate against what is known of a large model, and against what a small one really keeps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import tiny
+from tastemaker import memory
+from tastemaker.memory import Setup, estimate, fit
+from tastemaker.metering import Cost, measure, network
+from tastemaker.policy.load import load
+from tastemaker.policy.weights import LoRA
+
+GIB = 2**30
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
+LARGE = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_weights_of_a_large_model_in_half_precision() -> None:
+    found = estimate(Setup(LARGE | {"vae": VAE | {"force_upcast": False}}, LoRA(), mixed_precision="fp16"))
+    assert found.of("network") / 2 == pytest.approx(860e6, rel=0.001)
+    assert found.of("network") / GIB == pytest.approx(1.60, abs=0.005)
+    weights = sum(found.of(what) for what in ("network", "decoder", "text encoder"))
+    assert weights / GIB == pytest.approx(2.0, abs=0.03)
+    upcast = estimate(Setup(LARGE, LoRA(), mixed_precision="fp16"))  # as its config says, or does not say
+    assert upcast.of("decoder") == 2 * found.of("decoder")
+
+
+def guided_row(kernel: str) -> Cost:
+    """A plain bf16 network without autocast, one guided row of 512 x 512 pictures, LoRA of rank 4."""
+    unet = network.__wrapped__(json.dumps(UNET), LoRA(rank=4), "bf16").to(torch.bfloat16)
+    with torch.device("meta"):
+        x, t, text = (torch.empty(2, *shape, dtype=torch.bfloat16) for shape in ((4, 64, 64), (), (77, 768)))
+    return measure(unet, lambda: unet(x, t, text, return_dict=False)[0], kernel=kernel)
+
+
+def test_activations_are_counted_for_the_kernel_of_the_device() -> None:
+    assert guided_row("math").saved / GIB == pytest.approx(7.1, rel=0.15)
+    assert guided_row("efficient").saved / GIB == pytest.approx(1.5, rel=0.15)
+
+
+def test_a_large_model_learns_under_10_gb_and_with_checkpointing_keeps_under_a_gib() -> None:
+    for setup in (Setup(LARGE, LoRA(), mixed_precision="fp16"), Setup(LARGE, LoRA())):
+        plain = estimate(setup)
+        checkpointed = estimate(replace(setup, gradient_checkpointing=True))
+        assert checkpointed.needed < plain.needed < 10e9
+        assert checkpointed.of("saved activations") < checkpointed.during("learning") < GIB
+        assert plain.of("saved activations") > 3 * checkpointed.of("saved activations")
+        line = next(line for line in plain.lines if line.what == "saved activations")
+        assert f"{memory.size(checkpointed.of('saved activations'))} with gradient checkpointing" in line.how
+
+
+def test_full_tuning_keeps_fp32_weights_moments_and_autocasts_copies() -> None:
+    setup = Setup(LARGE, None, mixed_precision="bf16", sets=("base", "old"))
+    found = estimate(setup)
+    count = 859_520_964
+    assert found.of("network") == 0 and found.of("trained weights") == found.of("gradients") == 4 * count
+    assert found.of("optimizer") == found.of("weight sets") == 8 * count  # with LoRA "base" costs nothing
+    assert found.of("autocast's copies") / GIB == pytest.approx(1.6, abs=0.1)  # bf16, one of nearly every weight
+    assert estimate(replace(setup, use_8bit_adam=True)).of("optimizer") / count == pytest.approx(2 + 8 / 256, rel=0.01)
+
+
+def really_saved(unet: nn.Module, call: Any) -> int:
+    """Bytes that a real forward on the CPU keeps beside the weights."""
+    own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _ = call()  # alive, so that no address is used twice
+        return sum(kept.values())
+
+
+@pytest.mark.parametrize("lora", [LoRA(rank=2), None])
+def test_a_small_model_really_keeps_what_was_estimated(small: Path, lora: LoRA | None) -> None:
+    policy = load(str(small), lora=lora)
+    pipeline: Any = policy.pipeline()
+    guess = estimate(Setup(small, lora, micro_batch=3), cuda=False)
+    frozen = sum(p.nbytes for p in pipeline.unet.parameters() if not p.requires_grad)
+    assert (guess.of("network"), guess.of("trained weights")) == (frozen, sum(p.nbytes for p in policy.parameters()))
+    assert guess.of("decoder") == sum(p.nbytes for p in pipeline.vae.parameters())
+    assert guess.of("text encoder") == sum(p.nbytes for p in pipeline.text_encoder.parameters())
+    x = torch.randn(6, *policy.latent_shape)
+    text = torch.randn(6, tiny.TOKENS, tiny.WIDTH)
+    real = really_saved(pipeline.unet, lambda: pipeline.unet(x, torch.zeros(6), text, return_dict=False)[0])
+    assert guess.of("saved activations") == pytest.approx(real, rel=0.02)
+
+
+def test_activations_grow_with_the_rows_and_with_the_picture(small: Path) -> None:
+    def saved(**changes: Any) -> int:
+        return estimate(Setup(small, LoRA(rank=2), **changes)).of("saved activations")
+
+    one = saved(guided=1)
+    assert saved(guided=2) == pytest.approx(2 * one, rel=0.01)
+    assert saved(guided=1, micro_batch=8) == pytest.approx(8 * one, rel=0.01)
+    side = tiny.SIDE * 2
+    assert saved(guided=1, height=2 * side, width=2 * side) == pytest.approx(4 * one, rel=0.05)
+
+
+def test_the_fused_kernel_saves_its_inputs_its_output_and_a_number_a_row() -> None:
+    queries = [nn.Parameter(torch.empty(2, 4, 128, 32, dtype=torch.bfloat16, device="meta")) for _ in range(3)]
+    module = nn.ParameterList(queries)
+
+    def call() -> torch.Tensor:
+        return F.scaled_dot_product_attention(*(q * 1 for q in queries))
+
+    rows = 2 * 4 * 128
+    assert measure(module, call).saved == pytest.approx(4 * rows * 32 * 2 + rows * 4, abs=64)  # and two seeds
+    assert measure(module, call, kernel="math").saved > 4 * rows * 32 * 2 + rows * 128 * 2
+    assert measure(module, call, grad=False).saved == 0
+
+
+def test_measuring_leaves_torch_and_the_network_as_they_were() -> None:
+    before = {name: getattr(F, name) for name in ("linear", "conv2d", "group_norm", "scaled_dot_product_attention")}
+    layer = nn.Linear(4, 4, device="meta")
+    measure(layer, lambda: layer(torch.empty(2, 4, device="meta")), half=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="reduction dim"):
+        measure(layer, lambda: layer(torch.empty(2, 5, device="meta")))
+    assert all(getattr(F, name) is function for name, function in before.items())
+    assert layer.weight.grad is None
+
+
+def test_the_peak_is_that_of_the_largest_phase(small: Path) -> None:
+    learning = estimate(Setup(small, LoRA(rank=2), micro_batch=8, sampling_batch=1), cuda=False)
+    assert learning.peak == learning.during("always") + learning.during("learning")
+    decoding = estimate(Setup(LARGE, LoRA(), mixed_precision="fp16", sampling_batch=8), cuda=False)
+    assert decoding.peak == decoding.during("always") + decoding.during("decoding")
+    assert estimate(Setup(small, LoRA(rank=2))).needed - estimate(Setup(small, LoRA(rank=2)), cuda=False).needed > 5e8
+    assert [row[0] for row in learning.table()][-1] == "memory"
+
+
+def test_the_vaes_call_is_as_large_as_the_policys() -> None:
+    from tastemaker.policy import sd
+
+    assert memory.DECODE_PIXELS == sd.CALL_PIXELS
+
+
+@pytest.fixture
+def budget(small: Path) -> Any:
+    """needed(micro_batch, ...) of the small model with one picture a sampling call."""
+
+    def needed(micro_batch: int, **changes: Any) -> int:
+        setup = Setup(small, LoRA(rank=2), micro_batch=micro_batch, sampling_batch=1)
+        return estimate(replace(setup, **changes), cuda=False).needed
+
+    return needed
+
+
+def test_fit_takes_the_largest_micro_batch_without_checkpointing(small: Path, budget: Any) -> None:
+    setup = Setup(small, LoRA(rank=2), sampling_batch=1)
+    found = fit(budget(7) + 5, setup, most=100, cuda=False)
+    assert (found.setup.micro_batch, found.setup.gradient_checkpointing, found.setup.vae_slicing) == (7, False, False)
+    assert found.memory.needed == budget(7)
+    assert found.words.endswith(
+        f"micro_batch 7, gradient checkpointing off, VAE slicing off; about {memory.size(budget(7))} are needed"
+    )
+    assert "micro_batch 5, all items of an update" in fit(budget(7), setup, most=5, cuda=False).words
+
+
+def test_fit_turns_to_checkpointing_when_nothing_else_fits(small: Path, budget: Any) -> None:
+    room = budget(1) - 1
+    assert budget(1, gradient_checkpointing=True) <= room
+    found = fit(room, Setup(small, LoRA(rank=2), sampling_batch=1), most=100, cuda=False)
+    assert found.setup.gradient_checkpointing and found.memory.needed <= room
+    assert budget(found.setup.micro_batch + 1, gradient_checkpointing=True) > room
+
+
+def test_fit_slices_the_vae_only_where_that_makes_the_room() -> None:
+    setup = Setup(LARGE, LoRA(), mixed_precision="fp16", sampling_batch=8)
+    whole, sliced = (estimate(replace(setup, vae_slicing=on), cuda=False).needed for on in (False, True))
+    assert sliced < whole
+    assert not fit(whole, setup, most=1, cuda=False).setup.vae_slicing
+    assert fit(whole - 1, setup, most=1, cuda=False).setup.vae_slicing
+
+
+def test_fit_leaves_what_the_user_chose(small: Path, budget: Any) -> None:
+    setup = Setup(small, LoRA(rank=2), micro_batch=3, sampling_batch=1, gradient_checkpointing=True)
+    found = fit(budget(50), setup, most=100, fixed={"micro_batch", "gradient_checkpointing"}, cuda=False)
+    assert (found.setup.micro_batch, found.setup.gradient_checkpointing) == (3, True)
+    with pytest.raises(ValueError, match="is not enough"):
+        fixed = {"micro_batch", "gradient_checkpointing"}
+        fit(budget(3) - 1, replace(setup, gradient_checkpointing=False), most=100, fixed=fixed, cuda=False)
+
+
+def test_too_little_memory_says_how_much_is_needed(small: Path, budget: Any) -> None:
+    least = memory.size(budget(1, gradient_checkpointing=True, vae_slicing=True))
+    with pytest.raises(ValueError, match=rf"--fit 0\.0 MiB is not enough: at least {least} are needed"):
+        fit(1000, Setup(small, LoRA(rank=2), sampling_batch=1), most=9, cuda=False)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(0, 400), st.integers(0, 5))
+def test_the_search_finds_what_trying_all_would(steps: list[int], budget: int, start: int) -> None:
+    sums = [start + sum(steps[:k]) for k in range(len(steps) + 1)]
+    fitting = [count for count in range(1, len(sums)) if sums[count] <= budget]
+    assert memory._largest(lambda count: sums[count], budget, 1, len(sums) - 1) == (fitting[-1] if fitting else 0)
+
+
+def test_configs_that_are_missing_or_of_another_kind(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--model {tmp_path}: .* has no unet/config.json"):
+        estimate(Setup(tmp_path, None))
+    with pytest.raises(ValueError, match="what a FluxTransformer2DModel needs of memory is not known"):
+        estimate(Setup({"unet": UNET | {"_class_name": "FluxTransformer2DModel"}, "vae": VAE}, None))
+
+
+def test_of_a_hub_id_only_the_configs_are_fetched(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[Any] = []
+
+    def fetch(*args: object, **kwargs: object) -> str:
+        asked.append((args, kwargs))
+        return str(small)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    by_id = estimate(Setup("someone/some-model-of-theirs", LoRA(rank=2), revision="v1"))
+    assert by_id == estimate(Setup(small, LoRA(rank=2)))
+    assert asked == [(("someone/some-model-of-theirs",), {"revision": "v1", "allow_patterns": "*/config.json"})]
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match="--model someone/other: its config files are neither here nor"):
+        estimate(Setup("someone/other", None))
