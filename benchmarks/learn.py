@@ -88,7 +88,9 @@ class Job:
         return f"{self.row.name}, seed {self.seed}{', control' if self.control else ''}"
 
 
-def jobs_of(rows: Sequence[Row], seeds: Sequence[int] | None, model: str, overrides: Mapping[str, Any]) -> Iterator[Job]:
+def jobs_of(
+    rows: Sequence[Row], seeds: Sequence[int] | None, model: str, overrides: Mapping[str, Any]
+) -> Iterator[Job]:
     """All runs of the rows, the control of a seed right after its run."""
     from tastemaker.config import recipes
 

@@ -69,7 +69,12 @@ def save(folder: Path, device: str, small: bool = False) -> int:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    letters = [*string.ascii_lowercase, *(f"{c}</w>" for c in string.ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
+    letters = [
+        *string.ascii_lowercase,
+        *(f"{c}</w>" for c in string.ascii_lowercase),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     words = CLIPTokenizer(vocab={t: n for n, t in enumerate(letters)}, merges=[], model_max_length=77)
     encoder = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
     encoder |= {"num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}
@@ -193,10 +198,15 @@ def show(found: dict[str, Any]) -> bool:
         near = below = True
         print(f"  no GPU, so no peak; estimate {expected / 1e9:.2f} GB")
     over = found["over_network"]
-    print(f"  an iteration {found['seconds']:.2f} s, {over['same calls']:.2f} x its network rows alone in the same calls,", end="")
+    print(
+        f"  an iteration {found['seconds']:.2f} s, {over['same calls']:.2f} x its network rows alone in the same calls,",
+        end="",
+    )
     print(f" {over['best calls']:.2f} x in the best")
     renewed = ", old log-probabilities taken again" if found["renewed"] else ""
-    print(f"  mismatch {found['mismatch']:.1e} of a clip of {found['clip']:.0e}{renewed}; {found['skipped']:.0f} updates skipped")
+    print(
+        f"  mismatch {found['mismatch']:.1e} of a clip of {found['clip']:.0e}{renewed}; {found['skipped']:.0f} updates skipped"
+    )
     return near and below
 
 

@@ -166,6 +166,13 @@ def finished() -> tuple[Path, Ran]:
     return folder, train(words(folder))
 
 
+@functools.cache
+def plain() -> Path:
+    """The folder of the run of `small`."""
+    train(small(home() / "plain"))
+    return home() / "plain"
+
+
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return read_lines(folder / f"{name}.jsonl")
 

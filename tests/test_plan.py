@@ -52,7 +52,9 @@ def test_out_of_memory_halves_down_to_one(micro: int, sizes: list[int]) -> None:
 def test_when_it_evaluates_and_saves() -> None:
     rare, often = plan(evaluate_every=0, save_every=0), plan(evaluate_every=3, save_every=4)
     assert [k for k in range(10) if rare.evaluates(k)] == [0] and [k for k in range(10) if rare.saves(k)] == []
-    assert [k for k in range(10) if often.evaluates(k)] == [0, 3, 6, 9] and [k for k in range(10) if often.saves(k)] == [3, 7]
+    assert [k for k in range(10) if often.evaluates(k)] == [0, 3, 6, 9] and [
+        k for k in range(10) if often.saves(k)
+    ] == [3, 7]
 
 
 def test_rows_of_inner_epochs_are_a_divisor_of_the_update() -> None:

@@ -204,7 +204,9 @@ def rollout_of(prompts: Prompts) -> Rollout:
     """A rollout whose every number tells its picture's id."""
     ids = torch.tensor([closeness_of(name) for name in prompts.ids])
     steps = torch.arange(2)
-    return Rollout(prompts, steps, torch.arange(3), ids[:, None].expand(-1, 3), ids[:, None].expand(-1, 2), ids, ids, {})
+    return Rollout(
+        prompts, steps, torch.arange(3), ids[:, None].expand(-1, 3), ids[:, None].expand(-1, 2), ids, ids, {}
+    )
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
@@ -213,7 +215,9 @@ def test_every_number_of_devices_makes_the_same_updates(images: int, per_prompt:
     alone = shares(1, images=images, per_prompt=per_prompt, updates=updates, epoch=epoch)
     assert set().union(*alone) == set(range(images)) and {len(part) for part in alone} == {images // updates}
     for part in alone:  # groups stay whole
-        assert all(len([b for b in part if b // per_prompt == g]) == per_prompt for g in {b // per_prompt for b in part})
+        assert all(
+            len([b for b in part if b // per_prompt == g]) == per_prompt for g in {b // per_prompt for b in part}
+        )
     for size in (2, 3, 4):
         assert shares(size, images=images, per_prompt=per_prompt, updates=updates, epoch=epoch) == alone
 
@@ -245,7 +249,7 @@ def test_transitions_are_those_of_pictures_with_credit_and_of_chosen_steps() -> 
     pairs = rollout.credited(credit).transitions()
     assert len(pairs) == 6 * STEPS
     assert [pairs.prompts.ids[k] for k in range(0, 6 * STEPS, STEPS)] == [0, 2, 3, 5, 6, 7]
-    assert pairs.credit[:: STEPS].tolist() == [1, 3, 4, 6, 7, 8]
+    assert pairs.credit[::STEPS].tolist() == [1, 3, 4, 6, 7, 8]
     chosen = torch.zeros(8, STEPS, dtype=torch.bool)
     chosen[0, 2] = chosen[1, 3] = chosen[2, [0, 5]] = True
     few = rollout.credited(credit).transitions(chosen)

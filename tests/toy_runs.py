@@ -33,8 +33,8 @@ Scorer = Callable[[Tensor, Prompts], Any]
 
 
 def closeness(images: Tensor, prompts: Prompts) -> Tensor:
-    """Minus the squared distance to +-1.5, a sign for each text: smooth, so that rounding stays rounding."""
-    target = torch.tensor([1.5 if text < "cow" else -1.5 for text in prompts.texts]).view(-1, 1, 1, 1)
+    """Minus the squared distance to 1.5 for cats, -1.5 for others: smooth, so that rounding stays rounding."""
+    target = torch.tensor([1.5 if text == "cat" else -1.5 for text in prompts.texts]).view(-1, 1, 1, 1)
     return -((images - target) ** 2).flatten(1).mean(1)
 
 

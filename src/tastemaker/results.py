@@ -28,6 +28,7 @@ class Results:
         self.write = write
         self.lines = Lines(folder / EVALUATIONS, "evaluations", write=write)
         self.base: dict[str, torch.Tensor] = {}
+        self.changes: dict[str, Change] = {}
 
     def rewind(self, cursor: Cursor) -> None:
         """Forgets evaluations behind the cursor, which are made again, and reads the base's values."""
@@ -40,7 +41,7 @@ class Results:
         """Writes an evaluation down and returns the changes from the base; one made again replaces its record."""
         if not self.base or iteration == 0:
             self.base = verdict.values
-        changes = compare(self.base, verdict.values, self.trial.prompts, self.trial.seed)
+        self.changes = changes = compare(self.base, verdict.values, self.trial.prompts, self.trial.seed)
         groups = self.trial.prompts.groups
         means = {n: bootstrap(v.numpy(), groups, key=(self.trial.seed, n)) for n, v in verdict.values.items()}
         self.lines.keep(lambda row: row["iteration"] != iteration)
@@ -68,6 +69,10 @@ class Results:
             stale.unlink()
         for b, picture in sorted(zip(verdict.ids, verdict.pictures, strict=True), key=lambda pair: pair[0])[:SHOWN]:
             save(picture.float() / 255, folder / f"evaluation-{b}.webp")
+
+    def sentences(self) -> list[str]:
+        """The last evaluation against the first, a line a score."""
+        return sentences(self.changes, len(self.trial.prompts), self.prompts_name)
 
     def before_after(self) -> Path | None:
         """Rows of pictures of the first and the last evaluation, same prompts, same noise."""

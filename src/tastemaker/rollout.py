@@ -126,7 +126,8 @@ class Transitions:
 class Rollout:
     """This device's pictures of one iteration and, of their random steps, what ratio algorithms need; fp32 on the host.
 
-    prompts, conditioning: B rows, the texts encoded once.  steps: [K] the random steps.  times: [N] the states x[i] that are kept.
+    prompts, conditioning: B rows, the texts encoded once.
+    steps: [K] the random steps.  times: [N] the states x[i] that are kept.
     path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B], NaN where the score failed.
     """
 
@@ -223,7 +224,9 @@ def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning) -> R
     it.notes.extend(scoring.notes.values())
     paths, olds, x0s = zip(*traces, strict=True) if traces else ((), (), ())
     reward, parts = _scores(scores, it.prompts.ids)
-    return Rollout(it.prompts, conditioning, steps, times, torch.cat(paths), torch.cat(olds), torch.cat(x0s), reward, parts)
+    return Rollout(
+        it.prompts, conditioning, steps, times, torch.cat(paths), torch.cat(olds), torch.cat(x0s), reward, parts
+    )
 
 
 def _filled(start: int, rows: int, count: int) -> list[int]:

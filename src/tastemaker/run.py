@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tastemaker import config, folder, memory, planning
+from tastemaker import config, fitting, folder, planning
 from tastemaker.evaluation.evaluate import Trial, draw_pictures, judge
 from tastemaker.exports import diffusers as export
 from tastemaker.plan import Plan
@@ -22,7 +22,7 @@ from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
-from tastemaker.results import Results, sentences
+from tastemaker.results import Results
 from tastemaker.rewards import named
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import NamedReward, check
@@ -62,7 +62,7 @@ class Parts:
     output: Path
 
 
-def train(*, algorithm: Any = "ddpo", **settings: Any) -> Finished:
+def train(*, algorithm: Any, **settings: Any) -> Finished:
     """Fine-tune a model on a reward; every setting of a run is a keyword (`tastemaker explain ddpo` lists them).
 
     algorithm: its name, a recipe's name or path, or an object such as `tm.DDPO(clip=2e-4)`.
@@ -87,11 +87,13 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str) -> Finished:
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
     planning.refuse_idle(resolved, home, dashes)
     device = torch.device(pick_device(run.device))
-    policy = load_policy(run, device, resolved.algorithm.sets)
-    plan = planning.solve(resolved.algorithm, run, policy.schedule(resolved.algorithm.steps), world.size)
+    fitted, limit, words = fitting.within(resolved, device)
+    policy = load_policy(fitted, device, resolved.algorithm.sets)
+    plan = planning.solve(resolved.algorithm, fitted, policy.schedule(resolved.algorithm.steps), world.size, limit)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
-        planning.show(plan, resolved.tree, resolved.origin, [f"\n[bold]{output}[/bold] on {device}"])
+        needed = fitting.table(resolved, fitted, plan, device)
+        planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
     if run.dry_run:
         return Finished(output, False, None)
     _try_rewards(policy, reward, held_out, prompts, run)
@@ -190,13 +192,12 @@ def _train(parts: Parts, start: Checkpoint | None) -> Finished:
     results = Results(output, trial, prompts_name, sampler, write=writes)
     results.rewind(start.cursor if start else Cursor(0, 0))
     record = Record(output, iterations=plan.iterations, write=writes, samples=run.save_samples)
-    final: dict[str, Any] = {}
 
     def evaluate(iteration: int) -> None:
         with policy.using("ema") if run.ema is not None and iteration else nullcontext():
             verdict = judge(policy, judges, trial, world=world, progress=record.progress)
         record.progress.end()
-        final["changes"] = results.add(iteration, verdict)
+        results.add(iteration, verdict)
 
     with Stopping(world):
         done = Run(
@@ -214,16 +215,21 @@ def _train(parts: Parts, start: Checkpoint | None) -> Finished:
             negative=run.negative_prompt,
             max_failed=run.max_failed,
         ).train(start)
-    if not done or not writes:
-        if writes:
-            print("stopped; the same command with --resume_from_checkpoint latest goes on")
-        return Finished(output, done, None)
+    if writes and not done:
+        print("stopped; the same command with --resume_from_checkpoint latest goes on")
+    weights = _show(policy, results, run, reward.name) if writes and done else None
+    return Finished(output, done, weights)
+
+
+def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -> Path:
+    """Exports the weights, draws the pictures and the curve, and says what came out."""
     with policy.using("ema") if run.ema is not None else nullcontext():
-        weights = export.save(policy, output)
-    shown = [results.before_after(), results.curve(reward.name), weights]
-    print("\n".join(["", *sentences(final["changes"], len(trial.prompts), prompts_name), ""]))
-    print("\n".join(f"  {path}" for path in shown if path))
-    return Finished(output, True, weights)
+        weights = export.save(policy, results.folder)
+    print("\n".join(["", *results.sentences(), ""]))
+    for path in (results.before_after(), results.curve(reward), weights):
+        if path:
+            print(f"  {path}")
+    return weights
 
 
 def _optimizer(resolved: config.Resolved, policy: Exportable, plan: Plan) -> Optimizer:

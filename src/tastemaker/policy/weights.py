@@ -31,6 +31,7 @@ class LoRA:
     """
 
     rank: int = 4
+    """Inner size of each adapter; 4 is the authors' of DDPO."""
     alpha: float | None = None
     """Strength; None stands for `rank`, which makes the factor 1."""
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")

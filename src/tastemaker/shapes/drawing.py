@@ -91,9 +91,7 @@ def draw(scene: Scene, rng: random.Random) -> Picture:
 
 def random_scene(rng: random.Random) -> Scene:
     """Every count, colour, shape and background equally often."""
-    return Scene(
-        rng.choice(COUNTS), rng.choice(tuple(COLOURS)), rng.choice(SHAPES), rng.choice(BACKGROUNDS)
-    )
+    return Scene(rng.choice(COUNTS), rng.choice(tuple(COLOURS)), rng.choice(SHAPES), rng.choice(BACKGROUNDS))
 
 
 def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -20,19 +19,7 @@ from tastemaker.shapes import models
 from tastemaker.shapes.assets import SUMS
 
 ASSETS = Path(__file__).parent / "assets"
-DEFAULTS: dict[str, Any] = {
-    "defaults": {
-        "steps": 10,
-        "guidance": 3.0,
-        "prompts": "shapes",
-        "held_out_rewards": ["shapes_alignment"],
-        "evaluation": {"prompts": "shapes_heldout", "count": 32, "images_per_prompt": 4, "steps": 20, "guidance": 3.0},
-    },
-    "algorithms": {
-        "ddpo": {"images": 64, "updates": 4, "learning_rate": 3e-3, "iterations": 40},
-        "reinforce": {"images": 64, "learning_rate": 3e-3, "iterations": 40},
-    },
-}
+DEFAULTS = Path(__file__).parent / "tastemaker.json"  # what the model says of steps, guidance and algorithms
 
 
 def export(work: Path, assets: Path = ASSETS) -> int:
@@ -53,7 +40,7 @@ def export(work: Path, assets: Path = ASSETS) -> int:
     made.to(dtype=torch.float16)
     made.save_pretrained(base, safe_serialization=True)
     models.tokenizer(base / "tokenizer")  # vocab.json and merges.txt beside tokenizer.json, for older readers
-    (base / "tastemaker.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(DEFAULTS, base / DEFAULTS.name)
     files = sorted(path for path in base.rglob("*") if path.is_file())
     sums = {path.relative_to(base).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     (assets / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """The gates that the built-in model has to pass: `python -m tastemaker.shapes.gates vae|base [--folder work]`.
 
-Gate 1 asks whether the autoencoder carries the world: what the oracle reads and what JPEG files weigh, before and after.
+Gate 1 asks whether the autoencoder carries the world: what the oracle reads and what JPEG files weigh, before and
+after.
 Gate 2 asks whether the base model draws it: 1,024 samples over all captions; "unsure" counts as wrong.
 """
 
@@ -27,17 +28,21 @@ from tastemaker.shapes.pretrain import drawn
 BATCH = 64
 
 
+def _share(hits: Sequence[bool]) -> float:
+    """Per cent."""
+    return round(100 * float(np.mean(hits)), 2) if hits else float("nan")
+
+
 def agreement(images: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     """Shares of pictures that the oracle reads as drawn, in per cent."""
     readings = oracle.read(images)
     pairs = list(zip(readings, scenes, strict=True))
-    share: Callable[[list[bool]], float] = lambda hits: round(100 * float(np.mean(hits)), 2)  # noqa: E731
     return {
-        "count": share([r.count == s.count for r, s in pairs]),
-        "colour": share([r.colour.value == s.colour for r, s in pairs]),
-        "shape": share([r.shape.value == s.shape for r, s in pairs]),
-        "background": share([r.background.value == s.background for r, s in pairs]),
-        "unsure": share([oracle.UNSURE in (r.colour.value, r.shape.value, r.background.value) for r, _ in pairs]),
+        "count": _share([r.count == s.count for r, s in pairs]),
+        "colour": _share([r.colour.value == s.colour for r, s in pairs]),
+        "shape": _share([r.shape.value == s.shape for r, s in pairs]),
+        "background": _share([r.background.value == s.background for r, s in pairs]),
+        "unsure": _share([oracle.UNSURE in (r.colour.value, r.shape.value, r.background.value) for r, _ in pairs]),
     }
 
 
@@ -53,7 +58,7 @@ def roughened(images: Tensor, quality: int = 75, blur: float = 0.5) -> Tensor:
 
 @torch.no_grad()
 def autoencoder_gate(vae: Any, count: int = 1000, seed: int = 7) -> dict[str, Any]:
-    """Gate 1: agreement drawn, after the round trip, and after round trip, JPEG 75 and blur; JPEG size by background."""
+    """Gate 1: agreement drawn, after the round trip, and after JPEG 75 and blur too; JPEG size by background."""
     pixels, scenes = drawn(count, seed)
     images = pixels.permute(0, 3, 1, 2).float() / 255
     back = torch.cat([vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample for x in images.split(BATCH)])
@@ -64,7 +69,7 @@ def autoencoder_gate(vae: Any, count: int = 1000, seed: int = 7) -> dict[str, An
         kind: [round(float(size[torch.from_numpy(kinds == kind)].mean()), 3) for size in sizes.values()]
         for kind in BACKGROUNDS
     }
-    orders = [sorted(BACKGROUNDS, key=lambda kind, k=k: table[kind][k]) for k in (0, 1)]
+    orders = [[kind for _, kind in sorted((table[kind][k], kind) for kind in BACKGROUNDS)] for k in (0, 1)]
     return {
         "drawn": agreement(images, scenes),
         "round trip": agreement(back, scenes),
@@ -98,16 +103,15 @@ def base_gate(images: Tensor, texts: Sequence[str]) -> dict[str, Any]:
     for text, kb in zip(texts, size, strict=True):
         by_text.setdefault(text, []).append(float(kb))
     spread = [np.std(sizes) / np.mean(sizes) for sizes in by_text.values() if len(sizes) > 3]
-    share: Callable[[list[bool]], float] = lambda hits: round(100 * float(np.mean(hits)), 1)  # noqa: E731
     return {
         "pictures": len(pairs),
-        "colour": share([r.colour.value == a[1] for r, a in pairs]),
-        "shape, single objects": share([r.shape.value == a[2] for r, a in single]),
-        "shape, all": share([r.shape.value == a[2] for r, a in pairs]),
-        "count, single objects": share([r.count == 1 for r, _ in single]),
-        "count, 2-4 objects": share([r.count == a[0] for r, a in many]),
-        "unsure": share([oracle.UNSURE in (r.colour.value, r.shape.value) for r, _ in pairs]),
-        "backgrounds": {kind: share([k == kind for k in kinds]) for kind in (*BACKGROUNDS, oracle.UNSURE)},
+        "colour": _share([r.colour.value == a[1] for r, a in pairs]),
+        "shape, single objects": _share([r.shape.value == a[2] for r, a in single]),
+        "shape, all": _share([r.shape.value == a[2] for r, a in pairs]),
+        "count, single objects": _share([r.count == 1 for r, _ in single]),
+        "count, 2-4 objects": _share([r.count == a[0] for r, a in many]),
+        "unsure": _share([oracle.UNSURE in (r.colour.value, r.shape.value) for r, _ in pairs]),
+        "backgrounds": {kind: _share([k == kind for k in kinds]) for kind in (*BACKGROUNDS, oracle.UNSURE)},
         "JPEG kB": [round(float(size.mean()), 3), round(float(size.std()), 3)],
         "JPEG SD over mean, one prompt": round(100 * float(np.mean(spread)), 1) if spread else None,
     }
@@ -122,6 +126,34 @@ def contact_sheet(images: Tensor, path: Path, columns: int = 20, zoom: int = 1) 
         sheet[y : y + SIZE, x : x + SIZE] = pixels
     made = Image.fromarray(sheet)
     made.resize((made.width * zoom, made.height * zoom), Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
+def from_sheet(path: Path, count: int, columns: int = 20) -> Tensor:
+    """The pictures of a contact sheet that was written at zoom 1, `[count,3,64,64]` in [0, 1]."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    edge = SIZE + 4
+    places = [((k // columns) * edge + 2, (k % columns) * edge + 2) for k in range(count)]
+    cut = np.stack([pixels[y : y + SIZE, x : x + SIZE] for y, x in places])
+    return torch.from_numpy(cut).permute(0, 3, 1, 2).float() / 255
+
+
+def labelled_gate(images: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    """The oracle against labels given by eye: `4 red star`, a word `?` where a person cannot tell.
+
+    A word that a person could not give is left out; the oracle's "unsure" counts as disagreement, and by itself.
+    """
+    agreed: dict[str, list[bool]] = {"count": [], "colour": [], "shape": []}
+    unsure = 0
+    for reading, label in zip(oracle.read(images), labels, strict=True):
+        words = label.split()
+        seen = (str(reading.count), reading.colour.value, reading.shape.value)
+        unsure += oracle.UNSURE in seen
+        for hits, word, value in zip(agreed.values(), words, seen, strict=True):
+            if word != "?":
+                hits.append(word == value)
+    found: dict[str, Any] = {name: round(100 * float(np.mean(hits)), 1) for name, hits in agreed.items()}
+    everything = [hit for hits in agreed.values() for hit in hits]
+    return found | {"all": round(100 * float(np.mean(everything)), 1), "unsure": round(100 * unsure / len(labels), 1)}
 
 
 def _drawer(model: str, *, steps: int, guidance: float, eta: float, seed: int) -> Callable[[list[str], int], Tensor]:
@@ -155,7 +187,11 @@ def main(argv: list[str] | None = None) -> None:
     if asked.stage == "vae":
         from diffusers import AutoencoderKL
 
-        print(json.dumps(autoencoder_gate(AutoencoderKL.from_pretrained(asked.folder / "vae").eval(), asked.count or 1000)))
+        print(
+            json.dumps(
+                autoencoder_gate(AutoencoderKL.from_pretrained(asked.folder / "vae").eval(), asked.count or 1000)
+            )
+        )
         return
     model = str(asked.folder) if asked.folder else "shapes"
     draw = _drawer(model, steps=asked.steps, guidance=asked.guidance, eta=asked.eta, seed=0)

@@ -76,7 +76,11 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     """
     words = sorted({word for text in everything() for word in text.split()})
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), *dict.fromkeys(a + b for word in words for a, b in _joins(word))]
+    tokens = [
+        *letters,
+        *(f"{c}</w>" for c in letters),
+        *dict.fromkeys(a + b for word in words for a, b in _joins(word)),
+    ]
     # Longer words' merges come first, or "red" would join the middle of "three" and leave it in pieces.
     merges = list(dict.fromkeys(pair for word in sorted(words, key=len, reverse=True) for pair in _joins(word)))
     vocabulary = {token: k for k, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}

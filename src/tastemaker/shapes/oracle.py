@@ -1,10 +1,12 @@
 """The oracle reads a Shapes picture without any network: count, colour, shape and background, each with a confidence.
 
 Objects are the connected regions of strong chroma (no background reaches it). A region's colour is the nearest of the
-palette, its shape the best overlap with templates made by the world's own drawing. "unsure" is an answer; nothing raises.
+palette, its shape the best overlap with templates made by the world's own drawing. "unsure" is an answer; nothing
+raises.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tastemaker.rewards.reward import Scores
 from tastemaker.shapes import texture
 from tastemaker.shapes.captions import read as read_caption
 from tastemaker.shapes.drawing import COLOURS, OUTLINE, SHAPES, SIZE
@@ -33,7 +36,8 @@ class Answer(NamedTuple):
     confidence: float
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True)
+class Reading:
     """What the oracle sees in one picture. `count` is the number of objects, 0 when there is none."""
 
     count: int
@@ -56,25 +60,30 @@ def read(images: Tensor) -> list[Reading]:
     return [_reading(p, c, m, f) for p, c, m, f in zip(pixels, chroma.numpy(), labels.numpy(), free, strict=True)]
 
 
-def alignment(images: Tensor, prompts: Sequence[str]) -> Tensor:
+def alignment(images: Tensor, prompts: Sequence[str]) -> Scores:
     """How much of the caption the picture shows `[B]`: half for the count, a quarter each for colour and shape.
 
-    A count that misses by one is worth half of the count's share. A prompt of another world scores NaN.
+    A count that misses by one is worth half of the count's share. A prompt of another world scores NaN. The parts
+    `count`, `colour` and `shape` are 1 where the picture shows what was asked and 0 where not.
     """
-    scores = []
-    for seen, text in zip(read(images), prompts, strict=True):
-        asked = read_caption(text)
-        if asked is None:
-            scores.append(float("nan"))
-            continue
-        count, colour, shape = asked
-        near = {0: 1.0, 1: 0.5}.get(abs(seen.count - count), 0.0) if seen.count else 0.0
-        scores.append(0.5 * near + 0.25 * (seen.colour.value == colour) + 0.25 * (seen.shape.value == shape))
-    return torch.tensor(scores)
+    rows = [_aligned(seen, text) for seen, text in zip(read(images), prompts, strict=True)]
+    value, count, colour, shape = torch.tensor(rows).reshape(-1, 4).unbind(1)
+    return Scores(value, {"count": count, "colour": colour, "shape": shape})
+
+
+def _aligned(seen: Reading, text: str) -> tuple[float, float, float, float]:
+    """Score, and whether count, colour and shape are as asked."""
+    asked = read_caption(text)
+    if asked is None:
+        return (float("nan"),) * 4
+    count, colour, shape = asked
+    right = float(seen.colour.value == colour), float(seen.shape.value == shape)
+    near = {0: 1.0, 1: 0.5}.get(abs(seen.count - count), 0.0) if seen.count else 0.0
+    return 0.5 * near + 0.25 * sum(right), float(seen.count == count), *right
 
 
 def _components(inside: Tensor) -> Tensor:
-    """Labels `[B,H,W]` of the 8-connected regions of a mask, 0 outside: every pixel takes its region's largest index."""
+    """Labels `[B,H,W]` of a mask's 8-connected regions, 0 outside: every pixel takes its region's largest index."""
     b, h, w = inside.shape
     label = torch.arange(1, h * w + 1, dtype=torch.float32).view(1, h, w) * inside
     while True:

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
 from tastemaker.shapes import models
 from tastemaker.shapes.captions import caption
@@ -143,7 +146,7 @@ def train_autoencoder(folder: Path, *, steps: int, batch: int, pictures: int) ->
 
 
 @torch.no_grad()
-def whiten(vae: models.AutoencoderKL, pictures: Tensor) -> None:
+def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
     """Folds into the 1x1 convolutions around the latents a map to channels of equal weight: z = W (x - mean).
 
     An autoencoder leaves most of its variance to brightness (10.6 in one direction, 0.02 in the ones that tell a star
@@ -171,7 +174,7 @@ def whiten(vae: models.AutoencoderKL, pictures: Tensor) -> None:
 def train_base(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     """Noise prediction on the latents, text encoder trained along; one caption in ten is empty for guidance."""
     torch.manual_seed(SEED + 1)
-    vae = models.AutoencoderKL.from_pretrained(folder / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     words = models.tokenizer(folder / "tokenizer")
     text = models.text_encoder(words)
     net = models.unet().to(memory_format=torch.channels_last)
@@ -198,7 +201,7 @@ def train_base(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     text.save_pretrained(folder / "text_encoder")
 
 
-def _encoded(folder: Path, vae: nn.Module, words: models.CLIPTokenizer, count: int) -> tuple[Tensor, Tensor]:
+def _encoded(folder: Path, vae: Any, words: CLIPTokenizer, count: int) -> tuple[Tensor, Tensor]:
     """Latents `[N,16,8,8]` fp16 and token ids `[N,8]` of `count` pictures; kept in the folder."""
     file = folder / f"latents-{count}.pt"
     if not file.exists():
@@ -214,7 +217,7 @@ def _encoded(folder: Path, vae: nn.Module, words: models.CLIPTokenizer, count: i
     return state["latents"], state["tokens"]
 
 
-def _tokens(words: models.CLIPTokenizer, texts: list[str]) -> Tensor:
+def _tokens(words: CLIPTokenizer, texts: list[str]) -> Tensor:
     made = words(texts, padding="max_length", truncation=True, max_length=models.TEXT_LENGTH, return_tensors="pt")
     ids: Tensor = made.input_ids
     return ids

@@ -52,10 +52,10 @@ def _drawn(shape: str, tilt: float, radius: float, blur: float) -> Mask:
     pen.polygon(path, fill=255)
     pen.line([*path, path[0], path[1]], fill=0, width=2 * _OVERSAMPLING, joint="curve")
     small = big.resize((SIZE, SIZE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(blur))
-    return enlarged(np.asarray(small, dtype=np.float32) / 255) > 0.5
+    return enlarged(np.asarray(small, dtype=np.float32) / np.float32(255)) > 0.5
 
 
-def enlarged(share: NDArray[np.float32]) -> NDArray[np.float32]:
+def enlarged(share: NDArray[np.floating]) -> NDArray[np.float32]:
     """A field at FINER times its size, linear between the middles of its pixels: edges between pixels are kept."""
     size = (share.shape[1] * FINER, share.shape[0] * FINER)
-    return np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(share.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))

@@ -81,7 +81,7 @@ class Run:
         if start is None:
             self.record.rewind(0)
             return Cursor(0, 0), self.algorithm.begin(), {}
-        parts = {"policy": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"policy": {}, "optimizer": {}}
         for name, tensor in start.tensors.items():
             part, key = name.split("/", 1)
             parts[part][key] = tensor

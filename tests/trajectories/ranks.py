@@ -1,0 +1,127 @@
+"""The runs whose trajectory must not depend on the machine; and, run as a program, what each of two processes makes of
+them for test_processes.py: its weights to a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tastemaker.algorithms.algorithm import Algorithm
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.reinforce import REINFORCE
+from tastemaker.process.samplers import DDIM, Window
+from tastemaker.training.trainer import Run
+from tastemaker.world import World
+from toy import Toy
+from toy_runs import failing, run_of
+
+
+class Case(NamedTuple):
+    """A run on the toy policy; `lost` are the pictures of every iteration whose scores fail."""
+
+    algorithm: Algorithm
+    flow: bool = False
+    layout: float = 0.0
+    lost: tuple[int, ...] = ()
+
+    def policy(self, kind: type[Toy] = Toy, **settings: Any) -> Toy:
+        return kind(flow=self.flow, layout=self.layout, sets=("base", "ema"), **settings)
+
+    def run(self, folder: Path, policy: Toy, *, micro: int = 5, sampling: int = 3, **settings: Any) -> Run:
+        reward = failing(lambda b: b in self.lost)
+        optimizing = {"ema": 0.9, "schedule": "cosine", "warmup_steps": 3}
+        return run_of(
+            folder, self.algorithm, policy, reward=reward, micro=micro, sampling=sampling, **optimizing, **settings
+        )
+
+
+SHARED = {"images": 16, "per_prompt": 2, "steps": 5, "guidance": 2.0, "iterations": 3, "learning_rate": 0.02}
+TWICE = SHARED | {"updates": 2, "inner_epochs": 2}
+WHOLE = DDPO(clip=0.2, **TWICE)
+CASES = {
+    # two devices: the first has nothing left in the first update
+    "filtered": Case(WHOLE, lost=(0, 1, 4, 5, 11)),
+    "history and renewed": Case(DDPO(clip=0.02, prompt_history=12, prompt_minimum=4, **TWICE), layout=1e-3, lost=(3,)),
+    "part of a window": Case(
+        DDPO(clip=0.2, timestep_fraction=0.7, sampler=Window(DDIM(), 3), **TWICE), flow=True, lost=(6,)
+    ),
+    "score function": Case(REINFORCE(**SHARED), lost=(2, 9)),
+    "uneven": Case(DDPO(clip=0.2, **TWICE | {"images": 12})),  # three groups an update, for two devices
+}
+
+
+class Halting(Toy):
+    """Asks for a stop in its network call of this number, of those that draw or of those that learn."""
+
+    def __init__(self, world: World, place: str, number: int, *, pause: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.world, self.place, self.number, self.pause, self.calls = world, place, number, pause, 0
+
+    def _network(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        self.calls += self.place == ("learning" if torch.is_grad_enabled() else "drawing")
+        if self.calls == self.number:
+            self.calls += 1
+            time.sleep(self.pause)
+            self.world.request_stop()
+        return super()._network(x, t, text)
+
+
+class Strained(Toy):
+    """Has memory for three learning rows of guidance 2."""
+
+    def _network(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(x) > 6:
+            raise torch.OutOfMemoryError("out of memory")
+        return super()._network(x, t, text)
+
+
+# On which rank, in which call of which kind, and the checkpoint that comes of it. When rank 1 stops in its rollout,
+# rank 0 has finished its own and waits: then neither's is kept. Rank 0's tenth learning call is in a second update.
+STOPS = {
+    "in a rollout": (1, "drawing", 19, "checkpoint-1"),
+    "in an update": (0, "learning", 10, "checkpoint-1-1"),
+}
+
+
+def halted(world: World, folder: Path, rank: int, place: str, number: int) -> tuple[str, Toy]:
+    """A run of the first case that one rank stops, and that is then resumed: its checkpoint's name, its policy."""
+    case, asked = CASES["filtered"], number if world.rank == rank else -1
+    policy = case.policy(Halting, world=world, place=place, number=asked, pause=0.3)
+    assert not case.run(folder, policy, world=world).train()
+    again = case.policy()
+    run = case.run(folder, again, world=world)
+    start = run.checkpoints.latest()
+    assert start is not None and run.train(start)
+    return start.path.name, again
+
+
+def rank_main(folder: Path) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    world, names = World.here("cpu"), {}
+    policies = {name: case.policy() for name, case in CASES.items()}
+    for name, policy in policies.items():
+        assert CASES[name].run(folder / name, policy, world=world).train()
+    for name, (rank, place, number, _) in STOPS.items():
+        names[name], policies[name] = halted(world, folder / name, rank, place, number)
+    policies["strained"] = CASES["filtered"].policy(Strained if world.rank else Toy)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert CASES["filtered"].run(folder / "strained", policies["strained"], world=world).train()
+    names["warnings"] = str(len(said))
+    for name, policy in policies.items():
+        save_file(policy.state(), folder / f"{name}-{world.rank}.safetensors")
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(names))
+    world.close()
+
+
+if __name__ == "__main__":
+    rank_main(Path(sys.argv[1]))

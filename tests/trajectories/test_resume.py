@@ -1,0 +1,194 @@
+"""A run that is asked to stop, anywhere, and is then resumed, is the run that was never stopped: the same bits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.policy.load import load
+from tastemaker.policy.weights import LoRA
+from tastemaker.prompts.prompts import Prompts
+from tastemaker.training.checkpoint import Checkpoint, Checkpoints
+from tastemaker.training.trainer import Run
+from tastemaker.world import World
+from toy_runs import metrics, run_of, same
+from trajectories.ranks import Case, Halting
+
+SMALL = {"images": 8, "per_prompt": 2, "updates": 2, "steps": 4, "guidance": 2.0, "iterations": 3, "inner_epochs": 2}
+PLAIN = Case(DDPO(clip=0.2, learning_rate=0.02, **SMALL), lost=(3,))
+# With everything that lasts: each prompt's history, and old log-probs taken again because drawing disagrees.
+RENEWED = Case(DDPO(clip=0.02, learning_rate=0.02, prompt_history=6, prompt_minimum=2, **SMALL), layout=1e-3, lost=(3,))
+
+
+class Place(NamedTuple):
+    """The number of the call, over the whole run, in which the stop is asked for, and the checkpoint it leads to.
+
+    An iteration of RENEWED draws in 12 calls, takes log-probs again in 6, the first after 1 that finds out whether it
+    must, and learns in 14: 4 updates of 3 or 4. PLAIN has no such 6.
+    """
+
+    case: Case
+    kind: str
+    number: int
+    checkpoint: str
+
+
+PLACES = {
+    "before the first pictures": Place(RENEWED, "evaluate", 1, "checkpoint-0"),
+    "in the first rollout": Place(RENEWED, "drawing", 5, "checkpoint-0"),
+    "in the call that measures the mismatch": Place(RENEWED, "drawing", 13, "checkpoint-0"),
+    "in the first update of all": Place(RENEWED, "learning", 1, "checkpoint-0"),
+    "in a later rollout": Place(RENEWED, "drawing", 19 + 5, "checkpoint-1"),
+    "in the last call of a rollout": Place(RENEWED, "drawing", 19 + 12, "checkpoint-1"),
+    "while log-probs are taken again": Place(RENEWED, "drawing", 19 + 12 + 3, "checkpoint-1"),
+    "in the first update": Place(RENEWED, "learning", 14 + 2, "checkpoint-1"),
+    "in the second epoch": Place(RENEWED, "learning", 14 + 8, "checkpoint-1-2"),
+    "in the last call of the last update": Place(RENEWED, "learning", 14 + 14, "checkpoint-1-3"),
+    "between updates": Place(RENEWED, "update", 4 + 1, "checkpoint-1-1"),
+    "after the last update": Place(RENEWED, "update", 4 + 4, "checkpoint-2"),
+    "after the last update of all": Place(RENEWED, "update", 12, "checkpoint-3"),
+    "without renewal, in a rollout": Place(PLAIN, "drawing", 13 + 5, "checkpoint-1"),
+    "without renewal, in an update": Place(PLAIN, "learning", 14 + 10, "checkpoint-1-2"),
+    "without renewal, between updates": Place(PLAIN, "update", 4 + 3, "checkpoint-1-3"),
+}
+
+
+def halting(case: Case, folder: Path, kind: str, number: int) -> Run:
+    """A run that is asked to stop there."""
+    world, seen = World(), [0]
+
+    def counted(event: str, then: Callable[..., None] = lambda *args: None) -> Callable[..., None]:
+        def told(*args: Any) -> None:
+            then(*args)
+            seen[0] += event == kind
+            if seen[0] == number:
+                seen[0] += 1
+                world.request_stop()
+
+        return told
+
+    def evaluate(index: int) -> None:
+        counted("evaluate")(index)
+        world.poll()
+
+    policy = case.policy(Halting, world=world, place=kind, number=number)
+    run = case.run(folder, policy, world=world, evaluate=evaluate, save=1)
+    run.record.update = counted("update", run.record.update)
+    return run
+
+
+def resumed(case: Case, folder: Path) -> str:
+    """Goes on from the latest checkpoint to the end; its name."""
+    run = case.run(folder, case.policy(), save=1)
+    start = run.checkpoints.latest()
+    assert start is not None and run.train(start)
+    return start.path.name
+
+
+def last(folder: Path) -> Checkpoint:
+    found = Checkpoints(folder / "checkpoints").latest()
+    assert found is not None and found.cursor == (3, 0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Path]:
+    """The folders of the runs that were never stopped."""
+    folders = {case: tmp_path_factory.mktemp("straight") for case in (PLAIN, RENEWED)}
+    for case, folder in folders.items():
+        assert case.run(folder, case.policy(), save=1).train()
+    return folders
+
+
+def check_equal(one: Path, other: Path, *without: str) -> None:
+    """Weights, averages, moments, counts, the algorithm's memory and the metrics, all to the last bit."""
+    a, b = last(one), last(other)
+    assert same(a.tensors, b.tensors) and a.data == b.data
+    assert metrics(one, *without) == metrics(other, *without)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_stopped_run_goes_on_to_the_same_bits(name: str, straight: dict[Case, Path], tmp_path: Path) -> None:
+    case, kind, number, checkpoint = PLACES[name]
+    assert not halting(case, tmp_path, kind, number).train()
+    assert resumed(case, tmp_path) == checkpoint
+    # Calls that were made for nothing are counted where they cannot be told from those of the finished rollout.
+    without = ["network_calls"] if kind == "drawing" and name.startswith("while") else []
+    check_equal(tmp_path, straight[case], *without)
+
+
+def test_what_is_compared_is_all_there(straight: dict[Case, Path]) -> None:
+    found = last(straight[RENEWED])
+    assert found.data["state"]["renew"] is True and set(found.data["state"]["history"]) <= {"cat", "dog", "cow"}
+    assert max(map(len, found.data["state"]["history"].values())) == 6
+    assert {name.split("/")[1] for name in found.tensors if name.startswith("policy/")} == {"current", "ema"}
+    assert not last(straight[PLAIN]).data["state"]["renew"]
+    rows = metrics(straight[RENEWED])
+    assert [row["iteration"] for row in rows] == [0, 1, 2] and all(len(row["updates"]) == 4 for row in rows)
+    assert [row["queries"] for row in rows] == [8] * 3
+    assert [row["updates"][0]["mismatch"] for row in rows] == [0.0] * 3
+    assert rows[1]["network_calls"] == {"rows_forward": 2 * (12 * 3 + 6 * 5 + 14 * 5), "rows_backward": 2 * 14 * 5}
+
+
+def test_a_run_can_be_stopped_again_and_again(straight: dict[Case, Path], tmp_path: Path) -> None:
+    """Also before a resumed iteration has made a single update of its own."""
+    names = []
+    for kind, number in (("learning", 14 + 8), ("update", 1), ("learning", 1), ("learning", 5), ("learning", 3)):
+        run = halting(RENEWED, tmp_path, kind, number)
+        start = run.checkpoints.latest()
+        names.append(start.path.name if start else "")
+        assert not run.train(start)
+    assert names == ["", "checkpoint-1-2", "checkpoint-1-3", "checkpoint-1-3", "checkpoint-2"]
+    assert resumed(RENEWED, tmp_path) == "checkpoint-2"
+    check_equal(tmp_path, straight[RENEWED])
+
+
+def test_inside_an_iteration_it_takes_as_many_processes(tmp_path: Path) -> None:
+    assert not halting(PLAIN, tmp_path, "learning", 14 + 10).train()
+    run = PLAIN.run(tmp_path, PLAIN.policy())
+    run.world = World(0, 2)
+    with pytest.raises(
+        ValueError, match="inside an iteration and was made by 1 processes; this run has 2. Resume with"
+    ):
+        run.train(run.checkpoints.latest())
+
+
+def test_the_same_run_twice_is_the_same_bits_and_so_is_a_resumed_one_on_a_real_network(tmp_path: Path) -> None:
+    def redness(images: Tensor, prompts: Prompts) -> Tensor:
+        return images[:, 0].mean((1, 2))
+
+    folder = str(tiny.save(tmp_path / "model"))
+    algorithm = DDPO(images=4, updates=2, steps=3, guidance=2.0, iterations=2, learning_rate=1e-2)
+    states = []
+    for name in ("once", "twice", "stopped"):
+        policy = load(folder, lora=LoRA(rank=2))
+        run = run_of(tmp_path / name, algorithm, policy, reward=redness, micro=4)
+        if name == "stopped":
+            run.record.update = lambda *args, run=run, keep=run.record.update: keep(*args) or run.world.request_stop()
+            assert not run.train()
+            policy = load(folder, lora=LoRA(rank=2))
+            run = run_of(tmp_path / name, algorithm, policy, reward=redness, micro=4)
+            start = run.checkpoints.latest()
+            assert start is not None and start.cursor == (0, 1) and run.train(start)
+        else:
+            assert run.train()
+        states.append({key: tensor.clone() for key, tensor in policy.state().items()})
+        assert metrics(tmp_path / name) == metrics(tmp_path / "once")
+    assert same(states[0], states[1]) and same(states[0], states[2])
+    assert max(float(tensor.abs().max()) for key, tensor in states[0].items() if "lora_B" in key) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_toy_run_twice_is_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    found = []
+    for name in ("once", "twice"):
+        policy = PLAIN.policy(dtype=dtype)
+        assert PLAIN.run(tmp_path / name, policy).train()
+        found.append(policy.state())
+    assert same(*found)
+    assert metrics(tmp_path / "once") == metrics(tmp_path / "twice")
