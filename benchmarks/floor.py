@@ -49,8 +49,9 @@ class Alternation:
     def __call__(self, k: int) -> None:
         if k:
             self.ours.append(time.perf_counter() - self.began)
-        if self.profile and k == self.pairs + 2:
-            self.profile.disable()
+        if k > self.pairs + 1:
+            if self.profile:
+                self.profile.disable()
             return
         assert self.rows is not None
         self.forward.append(self.rows[0].seconds())
@@ -65,7 +66,7 @@ class Alternation:
 
 
 def compare(taken: Alternation, rows: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
-    """Every pair but the first iteration's, which fills caches, and the medians."""
+    """Every pair that counts, and the medians."""
     ks = range(1, pairs + 1)
     ratios = [taken.ours[k] / taken.floor(k) for k in ks]
     print("\n  iteration   network   ratio   (s)")
@@ -99,12 +100,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
-    parser.add_argument("--profile", action="store_true", help="one iteration more, under cProfile")
+    parser.add_argument("--profile", action="store_true", help="the iteration that does not count, under cProfile")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    iterations = asked.pairs + 1 + asked.profile
+    iterations = asked.pairs + 2  # the first fills caches, the last writes a checkpoint and may be profiled
     algorithm = DDPO(
         images=asked.images,
         steps=asked.steps,

@@ -222,7 +222,8 @@ def compare(asked: argparse.Namespace) -> int:
             "--steps",
             str(asked.steps),
         ]
-        arguments += ["--iterations", str(asked.pairs + 1)]
+        # the first is a warm-up; the last, which would write our checkpoint, is never asked for
+        arguments += ["--iterations", str(asked.pairs + 2)]
         workers = [
             Worker(name, python, arguments, folder) for name, python in (("ours", sys.executable), ("trl", asked.trl))
         ]

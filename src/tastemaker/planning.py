@@ -26,12 +26,14 @@ CALL_ROWS = 64  # items of one network call where nothing else limits them
 def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: int, limit: int | None = None) -> Plan:
     """The plan of a run on so many devices; `limit` is what memory allows of items a call.
 
-    micro_batch, if open: of all sizes up to the limit, the one that fills the fewest rows with repeats.
+    micro_batch, if open: of all sizes up to the limit, the one that wastes the fewest rows on repeats.
     sampling_batch, if open, is the same: drawing and learning in calls of equal rows give equal log-probabilities.
     """
     items = algorithm.items(schedule)
     share, drawn = -(-algorithm.images // (algorithm.updates * devices)), -(-algorithm.images // devices)
-    micro = run.plan.micro_batch or _fewest_repeats(share * items, min(limit or CALL_ROWS, drawn))
+    most = min(limit or CALL_ROWS, drawn)
+    rounds = {share * items: 3 * algorithm.updates, drawn: algorithm.steps}
+    micro = run.plan.micro_batch or _fewest_repeats(rounds, most)
     return Plan(
         iterations=algorithm.iterations,
         images=algorithm.images,
@@ -50,10 +52,17 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
     )
 
 
-def _fewest_repeats(items: int, limit: int) -> int:
-    """The size of calls, at most `limit`, that covers `items` with the fewest rows; of equals the largest."""
-    sizes = range(max(1, min(limit, items) // 2), min(limit, items) + 1)
-    return min(sizes, key=lambda size: (-(-items // size) * size, -size))
+def _fewest_repeats(counts: Mapping[int, int], limit: int) -> int:
+    """The size of calls, from half the limit to all of it, that costs the least; of equals the largest.
+
+    counts: how many rows a round of calls has to cover -> what a row of it costs. The last call of a round is filled
+    up with repeats, and a forward and backward pass costs about three forward ones.
+    """
+
+    def cost(size: int) -> tuple[int, int]:
+        return sum(-(-count // size) * size * each for count, each in counts.items()), -size
+
+    return min(range(max(1, limit // 2), limit + 1), key=cost)
 
 
 def judged_prompts(run: RunSettings, prompts: PromptSource, *, key: str) -> PromptSource:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,17 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("evaluation-*.webp"):
             stale.unlink()
-        for b, picture in sorted(zip(verdict.ids, verdict.pictures, strict=True), key=lambda pair: pair[0])[:SHOWN]:
-            save(picture.float() / 255, folder / f"evaluation-{b}.webp")
+        pictures = dict(zip(verdict.ids, verdict.pictures, strict=True))
+        for b in self._shown(verdict.ids):
+            save(pictures[b].float() / 255, folder / f"evaluation-{b}.webp")
+
+    def _shown(self, ids: Sequence[int]) -> list[int]:
+        """The pictures that are kept: of as many prompts as there are before a second one of any."""
+        own, copies, order = set(ids), Counter[int](), []
+        for b, group in zip(self.trial.prompts.ids, self.trial.prompts.groups, strict=True):
+            copies[group] += 1
+            order.append((copies[group], b))
+        return [b for _, b in sorted(order) if b in own][:SHOWN]
 
     def sentences(self) -> list[str]:
         """The last evaluation against the first, a line a score."""
