@@ -74,13 +74,10 @@ def compare(taken: Alternation, rows: list[dict[str, Any]], pairs: int) -> dict[
         print(f"  {taken.ours[k]:9.2f} {taken.floor(k):9.2f} {ratio:7.3f}")
     parts = {name: statistics.median(rows[k]["seconds"][name] for k in ks) for name in rows[0]["seconds"]}
     alone = {"forward": statistics.median(taken.forward[1:]), "both": statistics.median(taken.both[1:])}
-    print(
-        f"\nsampling {parts['sampling']:.2f} s (forward alone {alone['forward']:.2f}), learning {parts['learning']:.2f} s"
-    )
-    print(
-        f"(forward-backward alone {alone['both']:.2f}), the rest {parts['other']:.2f} s; scoring, beside the sampling,"
-    )
-    print(f"{parts['reward']:.2f} s; first iteration {taken.ours[0]:.2f} s")
+    print(f"\nsampling {parts['sampling']:.2f} s, its rows alone {alone['forward']:.2f} s")
+    print(f"learning {parts['learning']:.2f} s, its rows alone {alone['both']:.2f} s")
+    print(f"the rest {parts['other']:.2f} s; scoring, beside the sampling, {parts['reward']:.2f} s")
+    print(f"the first iteration {taken.ours[0]:.2f} s")
     return {
         "ratio": statistics.median(ratios),
         "ratios": ratios,

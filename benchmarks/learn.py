@@ -30,6 +30,7 @@ from typing import Any
 from protocol import ROWS, Row, table
 
 HERE = Path(__file__).resolve().parent
+ORACLE = "shapes_alignment"  # its parts are what the world's oracle reads: 1 where it is as the caption asks
 OWN = ("target", "fields")  # of a row's settings, what is no setting of a run
 CHECKED = 4  # pictures of the reward's contract check, which would find fault with a permuted reward
 
@@ -51,22 +52,6 @@ class Permuted:
             return value
         self.calls += 1
         return value[Key(self.seed, "control").permutation(len(images), "rewards", self.calls)]
-
-
-def oracle(images: Any, prompts: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """What the world's own oracle reads, 1 where it is what the caption asks for; "unsure" counts as wrong."""
-    import torch
-
-    from tastemaker.shapes.captions import read as asked_for
-    from tastemaker.shapes.oracle import alignment, read
-
-    right: dict[str, list[float]] = {"count": [], "colour": [], "shape": []}
-    for seen, text in zip(read(images), prompts, strict=True):
-        count, colour, shape = asked_for(text) or (None, None, None)
-        right["count"].append(float(seen.count == count))
-        right["colour"].append(float(seen.colour.value == colour))
-        right["shape"].append(float(seen.shape.value == shape))
-    return alignment(images, prompts), {name: torch.tensor(values) for name, values in right.items()}
 
 
 @dataclass(frozen=True)
@@ -145,7 +130,7 @@ def train(job: Job, folder: Path) -> None:
         "model": job.model,
         "seed": job.seed,
         "reward": Permuted(named(reward), job.seed) if job.control else reward,
-        "held_out_rewards": [reward, f"{HERE / 'learn.py'}:oracle"],
+        "held_out_rewards": list(dict.fromkeys([reward, ORACLE])),
         "output_dir": str(folder),
         "device": "cpu",
         "save_samples": 0,
@@ -187,11 +172,11 @@ def summary(job: Job, folder: Path) -> dict[str, Any]:
 def _point(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], reward: str) -> dict[str, Any]:
     """An evaluation, with what had been spent until then."""
     before = [one for one in metrics if one["iteration"] < row["iteration"]]
-    found = {f"oracle_{name}": row["reward"][f"oracle.{name}"]["mean"] for name in ("colour", "shape", "count")}
+    found = {f"oracle_{name}": row["reward"][f"{ORACLE}.{name}"]["mean"] for name in ("colour", "shape", "count")}
     return found | {
         "iteration": row["iteration"],
         "sd": row["change"][reward]["deviations"],
-        "alignment": row["reward"]["oracle"]["mean"],
+        "alignment": row["reward"][ORACLE]["mean"],
         "rows_forward": sum(one["network_calls"]["rows_forward"] for one in before),
         "rows_backward": sum(one["network_calls"]["rows_backward"] for one in before),
         "seconds": sum(one["seconds"]["total"] for one in before),

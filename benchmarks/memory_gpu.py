@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from harness import RESULTS, Network, fastest, machine, metrics, training, write_result
 
+from tastemaker.policy.load import quiet
+
 WITHIN, PUBLISHED = 0.20, 10e9  # of the estimate; bytes that ddpo-pytorch's README names for LoRA, fp16, batch 1
-STEPS, IMAGES, UPDATES, ITERATIONS = 10, 8, 2, 3
+STEPS, IMAGES, UPDATES, ITERATIONS = 10, 8, 2, 3  # the first iteration does not count as time
 SD15: dict[str, Any] = {  # https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, unet/config.json
     "sample_size": 64,
     "in_channels": 4,
@@ -66,8 +68,9 @@ CASES = tuple(Case(precision, checkpointing) for precision in ("bf16", "fp16") f
 
 def save(folder: Path, device: str, small: bool = False) -> int:
     """Writes the random pipeline; the number of the UNet's parameters."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    with quiet():  # they give advice when they are imported
+        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     letters = [
         *string.ascii_lowercase,
@@ -103,8 +106,9 @@ def save(folder: Path, device: str, small: bool = False) -> int:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with quiet():
+        pipeline.to(dtype=torch.float16)
+        pipeline.save_pretrained(folder, safe_serialization=True)
     return sum(p.numel() for p in unet.parameters())
 
 
@@ -128,11 +132,11 @@ class Between:
         self.began = time.perf_counter()
 
 
-def measure(folder: Path, case: Case, device: str) -> dict[str, Any]:
+def measure(folder: Path, case: Case, device: str, steps: int) -> dict[str, Any]:
     """One case, in a process of its own."""
     from tastemaker.algorithms.ddpo import DDPO
 
-    algorithm = DDPO(images=IMAGES, steps=STEPS, updates=UPDATES, guidance=5.0, iterations=ITERATIONS)
+    algorithm = DDPO(images=IMAGES, steps=steps, updates=UPDATES, guidance=5.0, iterations=ITERATIONS)
     settings = {
         "model": str(folder),
         "reward": "jpeg_compressibility",
@@ -197,16 +201,11 @@ def show(found: dict[str, Any]) -> bool:
     else:
         near = below = True
         print(f"  no GPU, so no peak; estimate {expected / 1e9:.2f} GB")
-    over = found["over_network"]
-    print(
-        f"  an iteration {found['seconds']:.2f} s, {over['same calls']:.2f} x its network rows alone in the same calls,",
-        end="",
-    )
-    print(f" {over['best calls']:.2f} x in the best")
-    renewed = ", old log-probabilities taken again" if found["renewed"] else ""
-    print(
-        f"  mismatch {found['mismatch']:.1e} of a clip of {found['clip']:.0e}{renewed}; {found['skipped']:.0f} updates skipped"
-    )
+    same, best = found["over_network"].values()
+    print(f"  an iteration {found['seconds']:.2f} s: {same:.2f} x its rows alone, {best:.2f} x them in the best calls")
+    print(f"  mismatch {found['mismatch']:.1e}, a clip of {found['clip']:.0e}; {found['skipped']:.0f} updates skipped")
+    if found["renewed"]:
+        print("  old log-probabilities were taken again in the layout of learning")
     return near and below
 
 
@@ -215,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="a tiny network on the CPU, to try this file")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
-    device = "cpu" if asked.small else "cuda"
+    device, steps = ("cpu", 2) if asked.small else ("cuda", STEPS)
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --small tries the file on the CPU.")
     spawn = multiprocessing.get_context("spawn")
@@ -227,9 +226,9 @@ def main(argv: list[str] | None = None) -> int:
         found, good = [], True
         for case in CASES:
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:  # memory of one case must not count for the next
-                found.append(pool.submit(measure, Path(place), case, device).result())
+                found.append(pool.submit(measure, Path(place), case, device, steps).result())
             good &= show(found[-1])
-    result = {"benchmark": "memory_gpu", "unet": count, "steps": STEPS, "images": IMAGES, "updates": UPDATES}
+    result = {"benchmark": "memory_gpu", "unet": count, "steps": steps, "images": IMAGES, "updates": UPDATES}
     if asked.small:
         print(json.dumps(result | {"cases": len(found)}))
     else:

@@ -1,4 +1,4 @@
-"""The rows of the learning table: what is run, and what has to be true of it.  (Standard library and our statistics.)"""
+"""The rows of the learning table: what is run, and what has to be true of it."""
 
 from __future__ import annotations
 
@@ -137,13 +137,15 @@ def _notes(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[
     sd = _mean([run["change"]["sd"] for run in runs])
     clear = all(run["change"]["low"] > 0 for run in runs)
     yield f"demo: JPEG size {-100 * share:+.1f} % (goal {-100 * FALL:.0f}) {_tick(share >= FALL)}"
-    yield f"demo: {sd:+.2f} SD of the base (goal {DEVIATIONS}), every run clear of zero {_tick(sd >= DEVIATIONS and clear)}"
+    good = _tick(sd >= DEVIATIONS and clear)
+    yield f"demo: {sd:+.2f} SD of the base (goal {DEVIATIONS}), every run clear of zero {good}"
     lost = {name: max(_lost(run, -1)[name] for run in runs) for name in ("colour", "shape")}
     points = ", ".join(f"{name} {-worst:+.1f}" for name, worst in lost.items())
     yield f"demo: oracle, worst seed, in points: {points} {_tick(max(lost.values()) <= POINTS)}"
     if control:
         moved = abs(_mean([run["change"]["sd"] for run in control]))
-        yield f"demo: the control moved {moved:.2f} SD, {moved / abs(sd):.0%} of it (goal below 25 %) {_tick(moved < sd / 4)}"
+        good = _tick(moved < sd / 4)
+        yield f"demo: the control moved {moved:.2f} SD, {moved / abs(sd):.0%} of it (goal below 25 %) {good}"
 
 
 def crossing(run: Line, deviations: float = DEVIATIONS) -> tuple[float, float, int] | None:
@@ -183,7 +185,8 @@ def _fast(runs: Sequence[Line]) -> Iterator[str]:
     if len(spent) == 2:
         (f0, b0), (f1, b1) = spent["ddpo-64x20"], spent["shapes_ddpo_fast"]
         worst = max(f1 / f0, b1 / b0)
-        yield f"fast: {f1 / f0:.2f} of the rows forward, {b1 / b0:.2f} of those backward (goal 0.50) {_tick(worst <= 0.5)}"
+        good = _tick(worst <= 0.5)
+        yield f"fast: {f1 / f0:.2f} of the rows forward, {b1 / b0:.2f} of those backward (goal 0.50) {good}"
 
 
 def _lost(run: Line, k: int) -> dict[str, float]:

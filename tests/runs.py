@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from safetensors.torch import load_file
 
 import tiny
 from tastemaker import cli
@@ -180,6 +181,12 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What a run says of its iterations, without the time it took."""
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder, "metrics")]
+
+
+def weights(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """The bits of a run's LoRA file, by tensor."""
+    found = load_file(folder / LORA)
+    return {name: (str(t.dtype), list(t.shape), t.numpy().tobytes()) for name, t in found.items()}
 
 
 def settings(folder: Path) -> dict[str, Any]:

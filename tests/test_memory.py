@@ -82,14 +82,13 @@ def test_activations_are_counted_for_the_kernel_of_the_device() -> None:
 
 
 def test_a_large_model_learns_under_10_gb_and_with_checkpointing_keeps_under_a_gib() -> None:
-    for setup in (Setup(LARGE, LoRA(), mixed_precision="fp16"), Setup(LARGE, LoRA())):
-        plain = estimate(setup)
-        checkpointed = estimate(replace(setup, gradient_checkpointing=True))
-        assert checkpointed.needed < plain.needed < 10e9
-        assert checkpointed.of("saved activations") < checkpointed.during("learning") < GIB
-        assert plain.of("saved activations") > 3 * checkpointed.of("saved activations")
-        line = next(line for line in plain.lines if line.what == "saved activations")
-        assert f"{memory.size(checkpointed.of('saved activations'))} with gradient checkpointing" in line.how
+    plain = estimate(Setup(LARGE, LoRA(), mixed_precision="fp16"))
+    checkpointed = estimate(Setup(LARGE, LoRA(), mixed_precision="fp16", gradient_checkpointing=True))
+    assert checkpointed.needed < plain.needed < 10e9
+    assert checkpointed.of("saved activations") < checkpointed.during("learning") < GIB
+    assert plain.of("saved activations") > 3 * checkpointed.of("saved activations")
+    line = next(line for line in plain.lines if line.what == "saved activations")
+    assert f"{memory.size(checkpointed.of('saved activations'))} with gradient checkpointing" in line.how
 
 
 def test_full_tuning_keeps_fp32_weights_moments_and_autocasts_copies() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,15 @@ def test_fewer_pictures_leave_no_stale_ones(tmp_path: Path) -> None:
     few = verdict(0)
     made.add(0, few._replace(pictures=few.pictures[:2], ids=few.ids[:2]))
     assert len(list((tmp_path / "samples" / "0").iterdir())) == 2
+
+
+def test_every_prompt_is_shown_before_a_second_picture_of_any(tmp_path: Path) -> None:
+    trial = replace(results(tmp_path).trial, prompts=Prompts.of(["a", "b", "c"]).repeat(4))
+    values = {"taste": torch.arange(12.0)}
+    pictures = [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 12
+    Results(tmp_path, trial, "held-out", "deterministic").add(0, Verdict(values, pictures, tuple(range(12))))
+    names = {file.stem.removeprefix("evaluation-") for file in (tmp_path / "samples" / "0").iterdir()}
+    assert names == {"0", "4", "8", "1", "5", "9", "2", "6"}
 
 
 def test_the_curve_is_drawn_with_and_without_numbers(tmp_path: Path) -> None:

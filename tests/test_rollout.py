@@ -17,7 +17,7 @@ from tastemaker.prompts.sources import source
 from tastemaker.rollout import Rollout, chain, collect, padded, placed, transition_at
 from tastemaker.world import Stop, World
 from toy import Toy
-from toy_runs import SEED, TEXTS, Scorer, closeness, failing, iteration_of, plan_of
+from toy_runs import SEED, TEXTS, Scorer, closeness, failing, ids_of, iteration_of, plan_of
 
 STEPS = 6
 KEY = Key(SEED, 0)
@@ -47,7 +47,7 @@ def test_a_chain_is_its_transitions_one_after_the_other() -> None:
         assert step.i == i and torch.equal(step.x, x)
         prediction = policy.predict(x, i, schedule, policy.encode(prompts), 2.0)
         p = DDIM().transition(prediction, x, i, schedule)
-        x = p.mean + p.std * KEY.noise("chain", i, prompts.ids, (4, 1, 1))
+        x = p.mean + p.std * KEY.noise("chain", i, prompts.ids, (4, 1, 1)).double()
         assert torch.equal(step.transition.mean, p.mean) and torch.equal(step.cleaner, x)
         assert not step.cleaner.requires_grad
     assert i == STEPS - 1
@@ -203,10 +203,9 @@ def closeness_of(name: int) -> float:
 def rollout_of(prompts: Prompts) -> Rollout:
     """A rollout whose every number tells its picture's id."""
     ids = torch.tensor([closeness_of(name) for name in prompts.ids])
-    steps = torch.arange(2)
-    return Rollout(
-        prompts, steps, torch.arange(3), ids[:, None].expand(-1, 3), ids[:, None].expand(-1, 2), ids, ids, {}
-    )
+    steps, texts = torch.arange(2), Toy().encode(prompts)
+    path, old = (ids[:, None].expand(-1, count) for count in (3, 2))
+    return Rollout(prompts, texts, steps, torch.arange(3), path, old, ids, ids, {})
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
@@ -248,14 +247,14 @@ def test_transitions_are_those_of_pictures_with_credit_and_of_chosen_steps() -> 
     credit = torch.tensor([1.0, torch.nan, 3, 4, torch.nan, 6, 7, 8])
     pairs = rollout.credited(credit).transitions()
     assert len(pairs) == 6 * STEPS
-    assert [pairs.prompts.ids[k] for k in range(0, 6 * STEPS, STEPS)] == [0, 2, 3, 5, 6, 7]
+    assert ids_of(pairs)[::STEPS] == [0, 2, 3, 5, 6, 7]
     assert pairs.credit[::STEPS].tolist() == [1, 3, 4, 6, 7, 8]
     chosen = torch.zeros(8, STEPS, dtype=torch.bool)
     chosen[0, 2] = chosen[1, 3] = chosen[2, [0, 5]] = True
     few = rollout.credited(credit).transitions(chosen)
     assert list(zip(few.sample.tolist(), few.i.tolist(), strict=True)) == [(0, 2), (2, 0), (2, 5)]
     again = few.take(torch.tensor([2, 0, 2]))
-    assert again.i.tolist() == [5, 2, 5] and again.prompts.ids == (2, 0, 2)
+    assert again.i.tolist() == [5, 2, 5] and ids_of(again) == [2, 0, 2]
     assert torch.equal(again.x, rollout.path[[2, 0, 2], [5, 2, 5]])
     assert torch.equal(again.x1, rollout.path[[2, 0, 2], [6, 3, 6]])
     assert torch.equal(again.old, rollout.old[[2, 0, 2], [5, 2, 5]])

@@ -19,7 +19,7 @@ from tastemaker.prompts.prompts import Prompts
 from tastemaker.prompts.sources import source
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import Scores
-from tastemaker.rollout import chain
+from tastemaker.rollout import Transitions, chain
 from tastemaker.training.checkpoint import Checkpoints
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import METRICS, Record, read_lines
@@ -110,6 +110,7 @@ def run_of(
 ) -> Run:
     """A run with everything new; its checkpoints and metrics are in the folder."""
     world = world or World()
+    folder.mkdir(parents=True, exist_ok=True)
     return Run(
         algorithm=algorithm,
         policy=policy,
@@ -131,6 +132,11 @@ def gradient(it: Iteration, update: Update, algorithm: Algorithm) -> tuple[dict[
     stats = descend(it, optimizer_of(algorithm, it.policy, max_grad_norm=None), update, Silence())
     found = {name: p.grad.clone() for name, p in it.policy.named_parameters().items() if p.grad is not None}
     return found, stats
+
+
+def ids_of(pairs: Transitions) -> list[int]:
+    """The picture of each item."""
+    return [pairs.rollout.prompts.ids[row] for row in pairs.sample.tolist()]
 
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:

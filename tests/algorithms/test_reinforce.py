@@ -7,7 +7,7 @@ from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.credit import whiten
 from tastemaker.process.samplers import DDIM, Window
 from toy import Toy
-from toy_runs import closeness, failing, improvement, iteration_of
+from toy_runs import closeness, failing, ids_of, improvement, iteration_of
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_one_update_holds_every_transition_with_its_advantage() -> None:
     algorithm = REINFORCE(images=8, per_prompt=2, steps=5, guidance=2.0, advantage_limit=0.9)
     it = iteration_of(algorithm, Toy(), reward=failing(lambda b: b == 5))
     (update,) = algorithm.iteration(it)
-    assert len(update.batch) == 7 * 5 and 5 not in update.batch.prompts.ids
+    assert len(update.batch) == 7 * 5 and 5 not in ids_of(update.batch)
     rewards = it.kept["rollout.reward"]
     wanted = whiten(rewards).clamp(-0.9, 0.9)[update.batch.sample]
     assert torch.equal(update.batch.credit, wanted) and wanted.abs().max() == 0.9
@@ -53,5 +53,5 @@ def test_a_window_is_all_it_learns_from() -> None:
 
 def test_it_learns() -> None:
     algorithm = REINFORCE(images=64, steps=5, guidance=1.0, iterations=20, learning_rate=0.02)
-    assert improvement(algorithm, closeness) > 0.5
-    assert abs(improvement(algorithm, closeness, permuted=True)) < 0.2
+    learned, control = (improvement(algorithm, closeness, permuted=permuted) for permuted in (False, True))
+    assert learned > 1.0 and control < learned / 4

@@ -31,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def redness(images: Tensor, prompts: Prompts) -> Tensor:
-    return images[:, 0].double().mean((1, 2)) * 100
+    """Near 0, so that fp32 holds its differences to seven digits."""
+    return (images[:, 0].double().mean((1, 2)) - 0.545) * 100
 
 
 def ratios(it: Iteration, algorithm: DDPO) -> Iterator[float]:
@@ -70,10 +71,12 @@ def test_where_rows_differ_renewed_log_probs_bring_it_to_exactly_0(folder: Path)
     """With a clip so small that the last digits, which depend on the rows of a call, are more than a tenth of it."""
     algorithm = DDPO(images=6, updates=2, steps=4, guidance=3.0, clip=1e-12)
     policy = load(str(folder), lora=None)
-    it = iteration_of(algorithm, policy, plan_of(algorithm, policy, micro=5, sampling=3), reward=redness)
+    it = iteration_of(algorithm, policy, plan_of(algorithm, policy, micro=6, sampling=1), reward=redness)
     first, second = ratios(it, algorithm)
     assert first == 0.0
     assert second > 0.0
+    if not it.state["renew"]:
+        pytest.skip("on this machine the rows of a call do not change the last digits, so nothing was renewed")
 
 
 @pytest.mark.parametrize(("layout", "renews"), [(1e-3, True), (1e-9, False)])

@@ -26,11 +26,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "heart")
 COUNTS = (1, 2, 3, 4)
 BACKGROUNDS = ("plain", "gradient", "stripes", "checker", "speckle")
+_SHARES = (0.32, 0.20, 0.16, 0.16, 0.16)  # of pictures; half are smooth, so that JPEG sizes differ
 
 OUTLINE = (40, 36, 54)
 _OVERSAMPLING = 4
 _SOFT = 1.0  # pixels from one tone of a texture to the other
-_RADII = {1: (12.0, 23.0), 2: (11.0, 15.0), 3: (10.0, 13.0), 4: (9.5, 12.0)}  # pixels, by count
+_RADII = {1: (12.0, 19.0), 2: (11.0, 14.5), 3: (10.0, 12.5), 4: (9.5, 12.0)}  # pixels, by count
 _TILT = {"circle": 0.0, "square": 18.0, "triangle": 18.0, "star": 36.0, "heart": 18.0}  # degrees, to either side
 
 Picture = NDArray[np.uint8]
@@ -90,8 +91,9 @@ def draw(scene: Scene, rng: random.Random) -> Picture:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Every count, colour, shape and background equally often."""
-    return Scene(rng.choice(COUNTS), rng.choice(tuple(COLOURS)), rng.choice(SHAPES), rng.choice(BACKGROUNDS))
+    """Every count, colour and shape equally often, backgrounds by their shares."""
+    count, colour, shape = rng.choice(COUNTS), rng.choice(tuple(COLOURS)), rng.choice(SHAPES)
+    return Scene(count, colour, shape, rng.choices(BACKGROUNDS, _SHARES)[0])
 
 
 def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:

@@ -23,6 +23,8 @@ from tastemaker.shapes.templates import enlarged, normalised, templates
 
 UNSURE = "unsure"
 _CHROMA = 0.33  # objects lie above 0.45, backgrounds below 0.24
+_LIKE = 0.66  # overlap below which nothing is recognised
+_CLEAR = 0.06  # overlap by which an object is clearly another shape
 _SMALLEST = 20  # pixels of an object's inside
 _PALETTE = np.array(list(COLOURS.values())) / 255
 _COLOURS = tuple(COLOURS)
@@ -102,8 +104,8 @@ def _reading(
     if not regions:
         return Reading(0, Answer(UNSURE, 0.0), Answer(UNSURE, 0.0), background)
     colours = [_colour(pixels, chroma, region) for region in regions]
-    shapes = [_shape(pixels, chroma, region) for region in regions]
-    return Reading(len(regions), _agreed(colours), _agreed(shapes), background)
+    shapes = np.stack([_overlaps(pixels, chroma, region) for region in regions])
+    return Reading(len(regions), _agreed(colours), _shape(shapes), background)
 
 
 def _agreed(answers: list[Answer]) -> Answer:
@@ -127,8 +129,10 @@ def _colour(pixels: NDArray[np.float32], chroma: NDArray[np.float32], region: ND
     return Answer(_COLOURS[order[0]] if sure else UNSURE, margin)
 
 
-def _shape(pixels: NDArray[np.float32], chroma: NDArray[np.float32], region: NDArray[np.bool_]) -> Answer:
-    """Best overlap (intersection over union) of the region with the templates.
+def _overlaps(
+    pixels: NDArray[np.float32], chroma: NDArray[np.float32], region: NDArray[np.bool_]
+) -> NDArray[np.floating]:
+    """Best intersection over union of the region with the templates of each shape, `[5]`.
 
     The edge lies half-way from outline to fill, in colour and in chroma: JPEG halves the chroma's resolution, so
     colour bleeds into the outline while its brightness stays.
@@ -139,14 +143,22 @@ def _shape(pixels: NDArray[np.float32], chroma: NDArray[np.float32], region: NDA
     fill = pixels[core].mean(0) - _INK
     along = (pixels[window] - _INK) @ fill / (fill @ fill)
     share = np.minimum(along, chroma[window] / chroma[core].mean()).clip(0, 1) * _grown(region[window])
-    mask = normalised(enlarged(share.astype(np.float32)) > 0.5)
+    mask = normalised(enlarged(share) > 0.5)
     masks, names = templates()
     common = masks @ mask
     overlap = common / (masks.sum(1) + mask.sum() - common)
-    best = {shape: float(overlap[names == k].max()) for k, shape in enumerate(SHAPES)}
-    first, second = sorted(best, key=best.__getitem__, reverse=True)[:2]
-    margin = best[first] - best[second]
-    return Answer(first if best[first] > 0.68 else UNSURE, min(1.0, 4 * margin))
+    return np.array([overlap[names == k].max() for k in range(len(SHAPES))])
+
+
+def _shape(overlaps: NDArray[np.floating]) -> Answer:
+    """The shape that all objects `[objects, 5]` together overlap best; unsure where two in five clearly differ."""
+    together = overlaps.mean(0)
+    second, first = np.argsort(together)[-2:]
+    ranked = np.sort(overlaps, axis=1)
+    clear = (overlaps.argmax(1) != first) & (ranked[:, -1] - ranked[:, -2] > _CLEAR)
+    confidence = min(1.0, 4 * float(together[first] - together[second]))
+    sure = together[first] > _LIKE and clear.mean() < 0.4
+    return Answer(SHAPES[first] if sure else UNSURE, confidence)
 
 
 def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ SIDE = 24  # pixels of a template's side
 SPAN = 1.25  # half of its side, in units of the square root of the area
 _TILTS = {"circle": (0,), "star": range(-36, 36, 8)}
 _RADII = (9.5, 11.5, 15.0, 21.0)  # pixels
-_BLURS = (0.0, 0.8, 1.3)  # pixels: what autoencoders, JPEG and samplers do to an edge
+_BLURS = (0.0, 0.8, 1.3, 1.8)  # pixels: what autoencoders, JPEG and samplers do to an edge
 FINER = 3  # masks are cut at this multiple of the resolution
 _OVERSAMPLING = 4
 

@@ -70,7 +70,7 @@ class Processes(Protocol):
 class Checkpoints:
     """The checkpoints of the run that owns this folder. (`open` and `newest` only read, also beside a run.)
 
-    limit: how many to keep; None keeps all. With several processes all of them call `save` and see the same folder.
+    limit: how many to keep; None keeps all. With several processes all of them make it, save, and see the same folder.
     """
 
     def __init__(self, folder: str | Path, *, limit: int | None = None, world: Processes | None = None) -> None:
@@ -83,6 +83,7 @@ class Checkpoints:
         self._rank = world.rank if world else 0
         if self._rank == 0:
             self._tidy()
+        self._together()  # nobody looks for the latest before that
 
     def save(self, cursor: Cursor, tensors: Mapping[str, Tensor], data: Any, *, per_rank: Any = None) -> Path:
         """Write a checkpoint; one of the same cursor is replaced. What cannot be kept exactly is a ValueError.
@@ -182,8 +183,7 @@ def newest(folder: str | Path) -> Checkpoint | None:
 
     ValueError if all are damaged: to begin again from nothing would not be what was asked for.
     """
-    found = sorted(_found(Path(folder)), reverse=True)
-    for _, path in found:
+    for _, path in (found := sorted(_found(Path(folder)), reverse=True)):
         if not (problem := _problem(path)):
             return _read(path)
         warnings.warn(f"{path} is damaged and passed over: {problem}.", stacklevel=3)
