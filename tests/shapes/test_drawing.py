@@ -10,7 +10,18 @@ import torch
 
 from tastemaker.rewards.jpeg import incompressibility
 from tastemaker.shapes import drawing
-from tastemaker.shapes.drawing import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, draw, outline, random_scene, turned
+from tastemaker.shapes.drawing import (
+    BACKGROUNDS,
+    COLOURS,
+    COUNTS,
+    SHAPES,
+    SIZE,
+    Scene,
+    draw,
+    outline,
+    random_scene,
+    turned,
+)
 
 
 def test_a_picture_is_a_function_of_scene_and_generator() -> None:
@@ -61,16 +72,15 @@ def test_outlines_are_of_radius_one_and_turn_about_their_middle() -> None:
     assert np.allclose(turned(np.array([[1.0, 0.0]]), 90), [[0, 1]])  # y points down: clockwise on the picture
 
 
-def test_scenes_are_drawn_evenly() -> None:
+def test_scenes_are_drawn_evenly_and_half_of_the_backgrounds_are_smooth() -> None:
     rng = random.Random(0)
     scenes = [random_scene(rng) for _ in range(2000)]
-    for values, kinds in (
-        ([s.shape for s in scenes], 5),
-        ([s.background for s in scenes], 5),
-        ([s.count for s in scenes], 4),
-    ):
-        shares = [values.count(value) / 2000 for value in set(values)]
-        assert len(shares) == kinds and max(abs(share - 1 / kinds) for share in shares) < 0.05
+    for values, all_of_them in (([s.shape for s in scenes], SHAPES), ([s.count for s in scenes], COUNTS)):
+        shares = [values.count(value) / 2000 for value in all_of_them]
+        assert max(abs(share - 1 / len(all_of_them)) for share in shares) < 0.05
+    grounds = [scene.background for scene in scenes]
+    assert abs(sum(kind in ("plain", "gradient") for kind in grounds) / 2000 - 0.55) < 0.1
+    assert all(grounds.count(kind) > 200 for kind in BACKGROUNDS)
 
 
 def test_what_is_not_of_this_world_is_named() -> None:
