@@ -30,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that lost its permission
+        if sys.flags.dev_mode:
+            raise
+        print(f"tastemaker: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tastemaker: interrupted", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.settings import RunSettings
 
+FIXED = ("algorithm", "model", "revision", "variant", "reward", "prompts", "negative_prompt", "seed", "lora", "ema")
 CALL_ROWS = 64  # items of one network call where nothing else limits them
 
 
@@ -106,6 +108,29 @@ def refuse_idle(resolved: Resolved, home: Path | None, dashes: str) -> None:
             f"{dashes}revision {run.revision} has no effect on a model that lies in a folder ({run.model}): leave it "
             "out, or name a hub id."
         )
+
+
+def refuse_change(resolved: Resolved, config_file: Path, dashes: str) -> None:
+    """A run that goes on stays the run it was: what its pictures and its learning depend on may not change.
+
+    Its length, learning rate, evaluation, and all that only the machine is concerned with, may.
+    """
+    if not config_file.is_file():
+        return
+    before = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    for path, value in _leaves(resolved.tree):
+        part, _, setting = path.partition(".")
+        if part not in FIXED or setting in ("learning_rate", "iterations", "weight_decay"):
+            continue
+        found: Any = before
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found != value:
+            home = config_file.parent
+            raise ValueError(
+                f"{dashes}{path} is {_short(value)}, but the run in {home} was made with {_short(found)}: go on with that, "
+                f"or begin another run in another {dashes}output_dir."
+            )
 
 
 def show(

@@ -86,6 +86,8 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str) -> Finished:
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
     planning.refuse_idle(resolved, home, dashes)
+    if run.resume_from_checkpoint is not None:
+        planning.refuse_change(resolved, output / folder.CONFIG, dashes)
     device = torch.device(pick_device(run.device))
     fitted, limit, words = fitting.within(resolved, device)
     policy = load_policy(fitted, device, resolved.algorithm.sets)

@@ -11,7 +11,7 @@ import torch
 
 import runs
 import tastemaker
-from tastemaker import folder
+from tastemaker import cli, folder
 
 HERE = "{home}"  # stands for the folder of prompts and rewards
 
@@ -242,3 +242,25 @@ def test_python_users_meet_the_same_errors_in_their_spelling(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="^guidance_in_loss has no effect"):
         tastemaker.DDPO(guidance=1.0, guidance_in_loss=False)
     assert not output.exists()
+
+
+def test_a_run_that_goes_on_stays_the_run_it_was(tmp_path: Path) -> None:
+    made = tmp_path / "run"
+    runs.train(runs.small(made))
+    resume = ("--resume_from_checkpoint", "latest")
+    for flag, value in (("seed", "7"), ("reward", runs.reward("redness")), ("algorithm.clip", "0.5")):
+        before = content(made)
+        ran = runs.call(*runs.small(made, *resume, f"--{flag}", value))
+        assert ran.code == 2 and ran.err.startswith(f"tastemaker: --{flag} is ") and ran.err.count("\n") == 1
+        assert "was made with" in ran.err and "another --output_dir" in ran.err and content(made) == before
+    for flag, value in (("learning_rate", "1e-3"), ("iterations", "2")):
+        assert runs.call(*runs.small(made, *resume, f"--{flag}", value)).code == 0
+
+
+def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(words: list[str]) -> int:
+        raise OSError(28, "No space left on device", "/runs/1")
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == "tastemaker: [Errno 28] No space left on device: '/runs/1'\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -115,6 +116,9 @@ class Record:
         """Forgets what lies behind the cursor: a resumed run makes it again."""
         for lines in (self.metrics, self.shown):
             lines.keep(lambda row: row["iteration"] < iteration)
+        for folder in (self.folder / "samples").glob("*") if self.write else ():
+            if folder.name.isdecimal() and int(folder.name) > iteration:
+                shutil.rmtree(folder)
 
     def begin(self, iteration: int, reward: Recorded, policy: Policy) -> None:
         """A new iteration: counters are read, so that its end knows what it cost."""
