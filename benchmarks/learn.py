@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,14 @@ def model_mark(model: str) -> str:
     return found.hexdigest()
 
 
+def alone(job: Job, folder: Path, threads: int) -> dict[str, Any]:
+    """`perform` in a process of its own, so that a run that dies takes no other one with it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(perform, job, folder, threads).result()
+
+
 def perform(job: Job, folder: Path, threads: int) -> dict[str, Any]:
-    """Makes one run in `folder`, in a process of its own; its words go into a log there."""
+    """Makes one run in `folder`; its words go into a log there."""
     import torch
 
     torch.set_num_threads(threads)
@@ -199,16 +205,15 @@ def fill(jobs: Sequence[Job], path: Path, *, at_once: int, threads: int, keep: P
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {path}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     root = keep or Path(tempfile.mkdtemp(prefix="learn-"))
-    spawn = multiprocessing.get_context("spawn")
     failed = 0
-    with ProcessPoolExecutor(at_once, mp_context=spawn, max_tasks_per_child=1) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         running: dict[Future[dict[str, Any]], tuple[Job, Path]] = {}
         for job in missing:
             kind = "control" if job.control else "run"
             folder = root / f"{job.row.name}-{job.seed}-{kind}-{job.digest}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            running[pool.submit(perform, job, folder, threads)] = job, folder
+            running[pool.submit(alone, job, folder, threads)] = job, folder
         for future in as_completed(running):
             job, folder = running[future]
             try:

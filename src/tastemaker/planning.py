@@ -128,8 +128,8 @@ def refuse_change(resolved: Resolved, config_file: Path, dashes: str) -> None:
         if found != value:
             home = config_file.parent
             raise ValueError(
-                f"{dashes}{path} is {_short(value)}, but the run in {home} was made with {_short(found)}: go on with that, "
-                f"or begin another run in another {dashes}output_dir."
+                f"{dashes}{path} is {_short(value)}, but the run in {home} was made with {_short(found)}: go on with "
+                f"that, or begin another run in another {dashes}output_dir."
             )
 
 

@@ -17,6 +17,8 @@ from toy_runs import apart, metrics, same
 from trajectories import ranks
 from trajectories.ranks import CASES, STOPS
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,11 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        output = [process.communicate(timeout=100)[0] for process in processes]
+        output = [process.communicate(timeout=280)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()  # closes its pipe
     assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
     return folder
 

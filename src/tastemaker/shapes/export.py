@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from tastemaker.shapes import models
 from tastemaker.shapes.assets import SUMS
@@ -39,6 +40,7 @@ def export(work: Path, assets: Path = ASSETS) -> int:
     made = models.pipeline(vae, net, text, words)
     made.to(dtype=torch.float16)
     made.save_pretrained(base, safe_serialization=True)
+    _prefix(base / "text_encoder" / "model.safetensors")
     models.tokenizer(base / "tokenizer")  # vocab.json and merges.txt beside tokenizer.json, for older readers
     shutil.copy(DEFAULTS, base / DEFAULTS.name)
     files = sorted(path for path in base.rglob("*") if path.is_file())
@@ -46,6 +48,12 @@ def export(work: Path, assets: Path = ASSETS) -> int:
     (assets / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     print(f"step {state['step']}, {state['seconds'] / 60:.0f} minutes of training")
     return sum(path.stat().st_size for path in files)
+
+
+def _prefix(file: Path) -> None:
+    """Key names as real checkpoints have them: transformers 4 knows only `text_model.`, transformers 5 reads both."""
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def main(argv: list[str] | None = None) -> None:
