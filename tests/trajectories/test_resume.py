@@ -155,6 +155,22 @@ def test_a_run_can_be_stopped_again_and_again(straight: dict[Case, Path], tmp_pa
     check_equal(tmp_path, straight[RENEWED])
 
 
+def test_a_stop_before_the_replay_is_over_is_saved_where_the_run_stands(tmp_path: Path) -> None:
+    """Under an earlier cursor, such as that of the iteration's beginning, these weights would be wrong."""
+
+    def seals() -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in tmp_path.glob("checkpoints/*/MANIFEST.json")}
+
+    assert not halting(PLAIN, tmp_path, "learning", 14 + 10).train()
+    before = seals()
+    assert before.keys() == {"checkpoint-1", "checkpoint-1-2"}
+    run = PLAIN.run(tmp_path, PLAIN.policy())
+    run.world.request_stop()
+    assert not run.train(run.checkpoints.latest())
+    after = seals()
+    assert after.keys() == before.keys() and after["checkpoint-1"] == before["checkpoint-1"]
+
+
 def test_inside_an_iteration_it_takes_as_many_processes(tmp_path: Path) -> None:
     assert not halting(PLAIN, tmp_path, "learning", 14 + 10).train()
     run = PLAIN.run(tmp_path, PLAIN.policy())
