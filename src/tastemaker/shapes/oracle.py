@@ -19,12 +19,13 @@ from tastemaker.rewards.reward import Scores
 from tastemaker.shapes import texture
 from tastemaker.shapes.captions import read as read_caption
 from tastemaker.shapes.drawing import COLOURS, OUTLINE, SHAPES, SIZE
-from tastemaker.shapes.templates import enlarged, normalised, templates
+from tastemaker.shapes.templates import FINER, enlarged, normalised, templates
 
 UNSURE = "unsure"
 _CHROMA = 0.33  # objects lie above 0.45, backgrounds below 0.24
 _LIKE = 0.66  # overlap below which nothing is recognised
 _CLEAR = 0.06  # overlap by which an object is clearly another shape
+_NEAR = 0.25  # logarithm of the ratio of sizes within which a template is compared as it is
 _SMALLEST = 20  # pixels of an object's inside
 _PALETTE = np.array(list(COLOURS.values())) / 255
 _COLOURS = tuple(COLOURS)
@@ -143,10 +144,13 @@ def _overlaps(
     fill = pixels[core].mean(0) - _INK
     along = (pixels[window] - _INK) @ fill / (fill @ fill)
     share = np.minimum(along, chroma[window] / chroma[core].mean()).clip(0, 1) * _grown(region[window])
-    mask = normalised(enlarged(share) > 0.5)
-    masks, names = templates()
+    fine = enlarged(share) > 0.5
+    mask = normalised(fine)
+    masks, names, sizes = templates()
     common = masks @ mask
     overlap = common / (masks.sum(1) + mask.sum() - common)
+    apart = np.abs(np.log(sizes * FINER / np.sqrt(fine.sum())))
+    overlap = np.where(apart < _NEAR, overlap, overlap - apart)
     return np.array([overlap[names == k].max() for k in range(len(SHAPES))])
 
 

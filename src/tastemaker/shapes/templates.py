@@ -11,7 +11,7 @@ from tastemaker.shapes.drawing import SHAPES, SIZE, outline, turned
 SIDE = 24  # pixels of a template's side
 SPAN = 1.25  # half of its side, in units of the square root of the area
 _TILTS = {"circle": (0,), "star": range(-36, 36, 8)}
-_RADII = (9.5, 11.5, 15.0, 21.0)  # pixels
+_RADII = (9.0, 10.5, 12.5, 15.0, 19.0)  # pixels
 _BLURS = (0.0, 0.8, 1.3, 1.8)  # pixels: what autoencoders, JPEG and samplers do to an edge
 FINER = 3  # masks are cut at this multiple of the resolution
 _OVERSAMPLING = 4
@@ -20,16 +20,21 @@ Mask = NDArray[np.bool_]
 
 
 @cache
-def templates() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Masks `[N, SIDE*SIDE]` of 0 and 1, and the index into SHAPES of each `[N]`."""
-    masks, names = [], []
+def templates() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    """Masks `[N, SIDE*SIDE]` of 0 and 1, the index into SHAPES of each `[N]`, and its size `[N]`, the root of its area.
+
+    The size keeps a large region from being compared with a small object that a blur has rounded.
+    """
+    masks, names, sizes = [], [], []
     for k, shape in enumerate(SHAPES):
         for tilt in _TILTS.get(shape, range(-28, 29, 7)):
             for radius in _RADII:
                 for blur in _BLURS:
-                    masks.append(normalised(_drawn(shape, tilt, radius, blur)))
+                    drawn = _drawn(shape, tilt, radius, blur)
+                    masks.append(normalised(drawn))
                     names.append(k)
-    return np.stack(masks), np.array(names)
+                    sizes.append(np.sqrt(drawn.sum()) / FINER)
+    return np.stack(masks), np.array(names), np.array(sizes)
 
 
 def normalised(mask: Mask) -> NDArray[np.float32]:
