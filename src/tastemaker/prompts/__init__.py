@@ -1,7 +1,7 @@
 """Prompts: what a picture is asked for, and where the askings come from.
 
-`prompts.py` holds the rows of one draw, `sources.py` the sources and their table, `functions.py` the functions that
-users name by file. Standard library only.
+`prompts.py` holds the rows of one draw, `sources.py` the sources and their table, `words.py` the named sets.
+`files.py`, `archives.py` and `hub.py` read files, `functions.py` finds users' functions. Standard library only.
 """
 
 from tastemaker.prompts.prompts import Prompts, PromptSource

@@ -2,10 +2,12 @@
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +52,39 @@ def load_function(spec: str, *, key: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{key}: `{name}` in {path} is a {type(function).__name__}, not a function.{_offer(path)}")
     return function  # type: ignore[no-any-return]
+
+
+def bound(function: Callable[..., Any], settings: Mapping[str, Any], *, key: str, name: str) -> Callable[..., Any]:
+    """`function` with its arguments from a recipe or from flags, where they came as texts: read as the default's kind.
+
+    Errors: ValueError with `key.SETTING` for an argument that the function has not, or a text that is no number.
+    """
+    if not settings:
+        return function
+    known = {one.name: one for one in inspect.signature(function).parameters.values() if one.kind in _BY_NAME}
+    for setting in settings:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            guess = f" Did you mean `{near[0]}`?" if near else ""
+            has = f"It has {', '.join(known)}." if known else "It has none."
+            raise ValueError(f"{key}.{setting} is not a setting of {name}.{guess} {has}")
+    read = {one: _as(type(known[one].default), value, f"{key}.{one}") for one, value in settings.items()}
+    return functools.partial(function, **read)
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _as(kind: type, value: Any, where: str) -> Any:
+    if kind not in _KINDS or type(value) is kind:
+        return value
+    try:
+        if isinstance(value, str) or (kind is float and type(value) is int):
+            return kind(value)
+    except ValueError:
+        pass
+    raise ValueError(f"{where} is {value!r}; it is {_KINDS[kind]}.")
 
 
 def missing_file(path: Path) -> str:

@@ -1,24 +1,39 @@
-"""Sources of prompts: lists, text files, the tables' sets, and functions written by users."""
+"""Sources of prompts: the table's sets, files, hub data sets, lists, and functions written by users."""
 
 import importlib
 import inspect
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tastemaker.prompts.functions import is_function_spec, load_function, missing_file, unknown
+from tastemaker.prompts import files, hub
+from tastemaker.prompts.entries import Entries, Entry, at, column_of, fault, split_row, warn_of_repeats
+from tastemaker.prompts.functions import bound, is_function_spec, load_function, unknown
 from tastemaker.prompts.prompts import Prompts, PromptSource
 
-Entry = tuple[str, Any]  # a text and its metadata
-
-# name -> "module:function"; the function returns the texts
+# name -> "module:function"; the function returns the texts, or (text, metadata); its arguments are the set's settings
 TABLE: dict[str, str] = {
     "shapes": "tastemaker.shapes.captions:train",
     "shapes_heldout": "tastemaker.shapes.captions:heldout",
+    "animals": "tastemaker.prompts.words:animals",
+    "animals_heldout": "tastemaker.prompts.words:animals_heldout",
+    "uncommon_animals": "tastemaker.prompts.words:uncommon_animals",
+    "objects": "tastemaker.prompts.words:objects",
+    "imagenet": "tastemaker.prompts.words:imagenet",
+    "imagenet_animals": "tastemaker.prompts.words:imagenet_animals",
+    "imagenet_dogs": "tastemaker.prompts.words:imagenet_dogs",
+    "nouns_activities": "tastemaker.prompts.words:nouns_activities",
+    "counting": "tastemaker.prompts.words:counting",
+    # the names that ddpo-pytorch and AlignProp have for some of them
+    "simple_animals": "tastemaker.prompts.words:animals",
+    "eval_simple_animals": "tastemaker.prompts.words:animals_heldout",
+    "everyday_objects": "tastemaker.prompts.words:objects",
+    "imagenet_all": "tastemaker.prompts.words:imagenet",
 }
 
 
@@ -30,7 +45,7 @@ class Listed:
     """
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: Entries
 
     def draw(self, rng: random.Random, count: int) -> Prompts:
         """`count` prompts: whole shuffles of the list, the last one cut short."""
@@ -60,46 +75,71 @@ class Function:
 
 
 def source(
-    spec: str | Sequence[str | Entry] | Callable[[], Any] | PromptSource, *, key: str = "prompts"
+    spec: str | Mapping[str, Any] | Sequence[str | Entry] | Callable[[], Any] | PromptSource, *, key: str = "prompts"
 ) -> PromptSource:
-    """The source that a user names: a name of the table, a .txt file, `file.py:function`, a list, a function, a source.
+    """The source that a user names: a set of the table, a file, `hub:owner/name`, `file.py:function`, or an object.
 
-    A list holds texts or (text, metadata). Errors: ValueError naming `key`, what was found and what to do.
+    Objects: a list of texts, of (text, metadata) or of dicts with a `prompt`; a function; a source. A set with settings
+    is a dict: {"name": "counting", "high": 5}. Errors: ValueError naming `key`, what was found and what to do.
     """
     if isinstance(spec, str):
-        return _named(spec, key)
-    if isinstance(spec, Prompts):
-        return _listed("prompts", list(zip(spec.texts, spec.metadata, strict=True)), key)
+        return _named(spec, {}, key)
+    if isinstance(spec, Mapping):
+        settings = dict(spec)
+        name = settings.pop("name", None)
+        if not isinstance(name, str):
+            raise ValueError(f"{key}: found settings without a name: give {key}.name, such as {next(iter(TABLE))}.")
+        return _named(name, settings, key)
+    if isinstance(spec, Prompts):  # of an earlier draw: repeats are no accident
+        return Listed("prompts", _entries("prompts", list(zip(spec.texts, spec.metadata, strict=True)), key))
     if isinstance(spec, Sequence):
-        return _listed("list", spec, key)
+        entries = _entries("list", spec, key)
+        warn_of_repeats([text for text, _ in entries], name="the list", key=key)
+        return Listed("list", entries)
     if callable(getattr(spec, "draw", None)):
         return spec  # type: ignore[return-value]
     if callable(spec):
         return _function(getattr(spec, "__name__", type(spec).__name__), spec, key)
     raise ValueError(
-        f"{key}: found a {type(spec).__name__}. Give a list of texts, a name ({', '.join(TABLE)}), a .txt file, "
+        f"{key}: found a {type(spec).__name__}. Give a list of texts, a name ({', '.join(TABLE)}), {files.FORMS}, "
         "`file.py:function` or a function."
     )
 
 
-def _named(spec: str, key: str) -> PromptSource:
+def _named(spec: str, settings: Mapping[str, Any], key: str) -> PromptSource:
+    title = f"{spec} ({', '.join(f'{name} {value}' for name, value in settings.items())})" if settings else spec
     if spec in TABLE:
         module, _, function = TABLE[spec].partition(":")
-        return _listed(spec, getattr(importlib.import_module(module), function)(), key)
+        made = bound(getattr(importlib.import_module(module), function), settings, key=key, name=spec)
+        try:
+            found = made()
+        except ValueError as error:  # it begins with the setting that it is about
+            raise ValueError(f"{key}.{error}") from error
+        return Listed(title, _entries(spec, found, key))
     if is_function_spec(spec):
-        return _function(spec.rpartition(":")[2], load_function(spec, key=key), key)
-    if spec.endswith(".txt") or os.sep in spec or Path(spec).is_file():
-        return _listed(spec, _lines(Path(spec).expanduser(), key), key)
-    also = "a .txt file (one prompt a line), or `path/to/file.py:function`"
+        name = spec.rpartition(":")[2]
+        return _function(name, bound(load_function(spec, key=key), settings, key=key, name=name), key)
+    if spec.startswith(hub.PREFIX):
+        read = partial(hub.read, spec.removeprefix(hub.PREFIX), key)
+        return Listed(title, bound(read, settings, key=key, name=spec)())
+    if _is_file(spec):
+        return Listed(title, bound(partial(files.read, spec, key), settings, key=key, name=spec)())
+    also = f"{files.FORMS}, hub:OWNER/NAME, or `path/to/file.py:function`"
     if len(spec.split()) > 1:
         also += f"; a single prompt is a list of one, [{spec!r}]"
     raise unknown(spec, TABLE, key=key, kind="prompt set", also=also)
 
 
-def _listed(name: str, entries: Sequence[str | Entry], key: str) -> Listed:
-    if not entries:
+def _is_file(spec: str) -> bool:
+    """Whether a text is meant as a file's path: by its ending (#column aside), its separators, or its being there."""
+    ending = Path(spec.rpartition("#")[0] or spec).suffix.lower()
+    return ending in files.READERS or os.sep in spec or Path(spec).is_file()
+
+
+def _entries(name: str, found: Sequence[Any], key: str) -> tuple[Entry, ...]:
+    if not found:
         raise ValueError(f"{key}: {name} holds no prompt: give at least one.")
-    return Listed(name, tuple(_entry(entry, f"{key}: entry {k} is") for k, entry in enumerate(entries)))
+    return tuple(_entry(one, f"{key}: entry {k} is") for k, one in enumerate(found))
 
 
 def _function(name: str, function: Callable[[], Any], key: str) -> Function:
@@ -117,39 +157,19 @@ def _function(name: str, function: Callable[[], Any], key: str) -> Function:
     return Function(name, function)
 
 
-def _entry(found: object, where: str) -> Entry:
-    if isinstance(found, str):
-        return found, None
-    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], str):
-        return found
-    raise ValueError(f"{where} {found!r:.80} ({type(found).__name__}): a text or a pair (text, metadata) is needed.")
-
-
-def _lines(path: Path, key: str) -> list[str]:
-    """Prompts of a text file: UTF-8 with or without a byte order mark, one a line, blank lines left out."""
-    if path.suffix != ".txt":
+def _entry(found: Any, where: str) -> Entry:
+    entry = (found, None) if isinstance(found, str) else found
+    if isinstance(found, Mapping):
+        with at(f"{where} {found!r:.80}"):
+            entry = split_row(dict(found), column_of(found, None))
+    if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)):
         raise ValueError(
-            f"{key}: {path} is no kind of prompt file that is read: give a .txt file with one prompt a line."
+            f"{where} {found!r:.80} ({type(found).__name__}): a text or a pair (text, metadata) is needed."
         )
-    if not path.is_file():
-        raise ValueError(f"{key}: {missing_file(path)}")
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{key}: {path} is written in UTF-16: save it as UTF-8.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{key}: {path}:{line}: byte {data[error.start]:#04x} is not UTF-8: save the file as UTF-8."
-        ) from error
-    if "\0" in text:
-        raise ValueError(f"{key}: {path} holds zero bytes, so it is not a text: give a UTF-8 file, one prompt a line.")
-    lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"{key}: {path} holds no prompt: write one a line.")
-    return prompts
+    wrong = fault(entry[0])
+    if wrong:
+        raise ValueError(f"{where} {found!r:.80}: the prompt {wrong}: give a text, or take it out.")
+    return entry
 
 
 @contextmanager
