@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
 from collections.abc import Callable
 
 import pytest
+import torch
 
 import tastemaker
 from tastemaker import cli, config
+from tastemaker.algorithms import NEEDS
+from tastemaker.build import attribute
 from tastemaker.commands import doctor, explain
+from tastemaker.process.samplers import DDIM
+from tastemaker.process.schedule import from_alphas_cumprod
+from tastemaker.rewards import DIFFERENTIABLE, TABLE, named
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -130,8 +137,50 @@ def test_every_name_is_listed_and_has_a_page(run: Run) -> None:
     assert code == 0
     for known, _ in explain._shelves():
         for name in known:
-            assert f" {name}" in listed
+            assert re.search(rf"\n  {name} +[A-Z`]", listed), name  # and a sentence
             assert explain.explain(name), name
+    assert max(map(len, listed.splitlines())) <= 120
+
+
+def test_the_list_says_what_goes_with_what(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setitem(config.algorithms(), "picky", config.algorithms()["ddpo"])  # type: ignore[index]
+    monkeypatch.setitem(NEEDS, "picky", "a differentiable reward")
+    monkeypatch.setattr(explain, "DIFFERENTIABLE", frozenset({"shapes_alignment"}))
+    monkeypatch.setattr(explain, "PENDING", {"jpeg_incompressibility": "bytes"})
+    listed = " ".join(run("explain")[1].split())
+    assert "Takes any reward; a sampler with random steps" in listed and "Takes a differentiable reward." in listed
+    assert "[B,3,H,W] in [0,1]. Not differentiable: for ddpo, reinforce." in listed
+    assert "Differentiable: for ddpo, reinforce, picky." in listed
+    assert "ddpo, reinforce any reward" in listed and "picky shapes_alignment, or a function in torch" in listed
+    assert "knows few words and is judged by them: shapes, shapes_heldout, shapes_alignment;" in listed
+    assert "take many bytes. [pending: `jpeg_incompressibility` is not built yet; give it another --reward]" in listed
+    assert "take few bytes. ddpo_full" in listed  # one that waits for nothing
+    assert "jpeg_incompressibility Bytes. [pending: not built yet]" in listed
+    assert "simple_animals `animals` by another name" in listed
+
+
+def test_what_the_list_says_of_algorithms_and_rewards_is_true() -> None:
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    for name in TABLE:
+        value = named(name)(images, ["a red circle"]).value
+        assert value.requires_grad == (name in DIFFERENTIABLE), name
+    assert NEEDS.keys() == config.algorithms().keys()
+    schedule = from_alphas_cumprod(torch.linspace(0.99, 0.01, 1000, dtype=torch.float64), [750, 500, 250], 0.99)
+    for name, needs in NEEDS.items():
+        assert needs.startswith(("any reward", "a differentiable reward")), name
+        if "random steps" in needs:
+            with pytest.raises(ValueError, match="draws nothing at random"):
+                attribute(config.algorithms()[name])(sampler=DDIM(eta=0)).items(schedule)
+
+
+def test_the_page_of_what_is_not_built_yet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "PENDING", {"jpeg_incompressibility": "bytes"})
+    out = run("explain", "jpeg_incompressibility")[1]
+    assert "a reward that is not built yet: bytes.\ntastemaker train ddpo_incompressibility needs another" in out
+    out = run("explain", "ddpo_incompressibility")[1]
+    assert "Its reward `jpeg_incompressibility` is not built yet: add --reward NAME.\n" in out
+    assert "not built yet" not in run("explain", "ddpo_compressibility")[1]
 
 
 def test_pages_say_what_a_thing_is(run: Run) -> None:

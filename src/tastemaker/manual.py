@@ -9,7 +9,10 @@ import io
 import shutil
 import textwrap
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from tastemaker import config
@@ -106,6 +109,30 @@ def _wrap(text: str, width: int, first: str, rest: str) -> list[str]:
     return textwrap.wrap(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+
+
+def headline(entry: str) -> str:
+    """The first line of what "module:attribute", or "module", says of itself; it is read, and nothing imported."""
+    module, _, name = entry.partition(":")
+    found: ast.AST | None = _read(module)
+    if name and found is not None:
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        found = next((node for node in ast.walk(found) if isinstance(node, kinds) and node.name == name), None)
+    said = ast.get_docstring(found) if isinstance(found, ast.Module | ast.FunctionDef | ast.ClassDef) else None
+    return (said or "").partition("\n")[0]
+
+
+@cache
+def _read(module: str) -> ast.Module | None:
+    spec = find_spec(module)
+    return None if spec is None or spec.origin is None else ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def listing(rows: Mapping[str, str]) -> str:
+    """Names and what they are, as wide as the terminal, the text beside the names."""
+    width, edge = min(120, shutil.get_terminal_size((100, 24)).columns), 4 + max(map(len, rows), default=0)
+    lines = [line for name, text in rows.items() for line in _wrap(text, width, f"  {name:<{edge - 2}}", " " * edge)]
+    return "\n".join(lines) + "\n"
 
 
 def usage(command: str, target: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ class RunSettings:
     variant: str | None = None  # variant of the weight files, such as fp16
     reward: Any = None  # a reward's name, `file.py:function`, or a function
     held_out_rewards: tuple[str, ...] = ()  # rewards that evaluations report beside it and nothing trains on
-    prompts: Any = None  # a prompt set's name, a text file, `file.py:function`, or a list
+    prompts: Any = None  # a set, a file (.txt .jsonl .csv .tsv .tar), hub:owner/name, file.py:function, or a list
     negative_prompt: str = ""  # what guidance leads away from, in training, evaluation and `sample`
     output_dir: str | None = None  # where everything goes; none is runs/<algorithm>-<model>-<reward>-<k>
     overwrite: bool = False  # empty an existing output_dir first

@@ -10,11 +10,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tastemaker import config, flags
+from tastemaker.algorithms import NEEDS
 from tastemaker.build import attribute, suggest
 from tastemaker.layers import SHORT
 from tastemaker.policy import load
 from tastemaker.prompts.sources import TABLE as PROMPTS
+from tastemaker.rewards import DIFFERENTIABLE, PENDING
 from tastemaker.rewards import TABLE as REWARDS
+
+# The settings of a run and their groups; their classes are not imported for a list of names.
+PARTS = {
+    "run": "tastemaker.settings:RunSettings",
+    "lora": "tastemaker.policy.weights:LoRA",
+    "evaluation": "tastemaker.settings:Evaluation",
+    "plan": "tastemaker.settings:PlanSettings",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,19 +37,90 @@ def main(argv: Sequence[str]) -> int:
 
 
 def names() -> str:
-    """Every name that can be explained, by kind."""
-    kinds = {
-        "algorithms": config.algorithms(),
-        "recipes": config.recipes(),
-        "models": load.BUILT_IN,
-        "rewards": REWARDS,
-        "prompts": PROMPTS,
-        "settings": ("run", *_parts()),
+    """Every name that can be explained, a line each, by kind, and what goes with what."""
+    from tastemaker import manual
+
+    shelves = [
+        ("Algorithms: tastemaker train NAME", {name: _of_algorithm(name) for name in config.algorithms()}),
+        ("Recipes, an algorithm with all that it needs: tastemaker train NAME", _of_recipes()),
+        (
+            "Models: --model NAME, a hub id such as owner/name, or a folder in diffusers layout",
+            dict.fromkeys(load.BUILT_IN, "Comes with the package, small enough for a CPU."),
+        ),
+        ("Rewards: --reward NAME, or path/to/file.py:function", _of_rewards()),
+        ("Prompts: --prompts NAME, a file of them, or path/to/file.py:function", _of_prompts()),
+        ("Settings: tastemaker explain NAME", {name: manual.headline(entry) for name, entry in PARTS.items()}),
+        ("Which goes with which", _pairs()),
+    ]
+    text = "\n".join(f"{title}\n{manual.listing(rows)}" for title, rows in shelves if rows)
+    return f"{text}\nMore on each, or on a setting such as learning_rate: tastemaker explain NAME\n"
+
+
+def _of_algorithm(name: str) -> str:
+    from tastemaker import manual
+
+    needs = f"  Takes {NEEDS[name]}." if name in NEEDS else ""
+    return manual.headline(config.algorithms()[name].partition(":")[0]) + needs
+
+
+def _of_recipes() -> dict[str, str]:
+    """The first line of each header; what a recipe waits for."""
+    rows = {}
+    for name, path in config.recipes().items():
+        reward = config.asked(name, {}).get("reward")
+        waits = f"  [pending: `{reward}` is not built yet; give it another --reward]" if _pending(reward) else ""
+        rows[name] = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") + waits
+    return rows
+
+
+def _of_rewards() -> dict[str, str]:
+    from tastemaker import manual
+
+    rows = {}
+    for name, entry in REWARDS.items():
+        kind = "Differentiable" if name in DIFFERENTIABLE else "Not differentiable"
+        rows[name] = f"{manual.headline(entry)}  {kind}: for {', '.join(_takers(name)) or 'no algorithm yet'}."
+    return rows | {name: f"{what[0].upper()}{what[1:]}.  [pending: not built yet]" for name, what in PENDING.items()}
+
+
+def _of_prompts() -> dict[str, str]:
+    from tastemaker import manual
+
+    first = {entry: name for name, entry in reversed(PROMPTS.items())}
+    return {
+        name: manual.headline(entry) if first[entry] == name else f"`{first[entry]}` by another name"
+        for name, entry in PROMPTS.items()
     }
-    lines = [f"{kind:<12}{' '.join(known) or '-'}" for kind, known in kinds.items()]
-    return (
-        "\n".join(lines) + "\n\nor the path of a recipe, or a setting such as learning_rate: tastemaker explain NAME\n"
+
+
+def _takers(reward: str) -> list[str]:
+    """The algorithms that a reward will do for."""
+    return [name for name in config.algorithms() if reward in DIFFERENTIABLE or not _differentiates(name)]
+
+
+def _differentiates(algorithm: str) -> bool:
+    return NEEDS.get(algorithm, "").startswith("a differentiable reward")
+
+
+def _pending(reward: object) -> bool:
+    return isinstance(reward, str) and reward in PENDING
+
+
+def _pairs() -> dict[str, str]:
+    """Which of the names go together."""
+    picky = [name for name in config.algorithms() if _differentiates(name)]
+    free = [name for name in config.algorithms() if name not in picky]
+    rows = {", ".join(free): "any reward, also one that only gives numbers: a count, a service, a person"}
+    if picky:
+        rows[", ".join(picky)] = f"{', '.join(sorted(DIFFERENTIABLE)) or 'none of ours'}, or a function in torch"
+    for model in load.BUILT_IN:
+        own = [name for name in (*PROMPTS, *REWARDS) if name.partition("_")[0] == model]
+        rows[model] = f"knows few words and is judged by them: {', '.join(own)}; and any reward that reads no prompt"
+    rows["another model"] = "any prompts"
+    rows["to begin with"] = (
+        f"tastemaker train {free[0]} --model {next(iter(load.BUILT_IN))} --reward {next(iter(REWARDS))}"
     )
+    return rows
 
 
 def explain(name: str) -> str:
@@ -51,7 +132,7 @@ def explain(name: str) -> str:
     if not pages:
         near = suggest(name, {key for known, _ in _shelves() for key in known} | _settings())
         guess = f"  Did you mean `{near}`?" if near else ""
-        raise ValueError(f"nothing is called {name!r}.{guess}\n\n{names()}".rstrip())
+        raise ValueError(f"nothing is called {name!r}.{guess}  (`tastemaker explain` lists all names)")
     return "\n".join(pages)
 
 
@@ -61,8 +142,9 @@ def _shelves() -> list[tuple[Any, Callable[[str], str]]]:
         (config.recipes(), _recipe),
         (load.BUILT_IN, _model),
         (REWARDS, lambda name: _function("reward", REWARDS[name], name)),
+        (PENDING, _awaited),
         (PROMPTS, lambda name: _function("prompts", PROMPTS[name], name)),
-        (("run", *_parts()), _run),
+        (PARTS, _run),
     ]
 
 
@@ -80,7 +162,9 @@ def _recipe(name: str) -> str:
     path = config.find(name)
     assert path is not None
     config.algorithm_of(name)
-    return f"{name}, a recipe: tastemaker train {name}\n\n{path.read_text(encoding='utf-8')}"
+    reward = config.asked(name, {}).get("reward")
+    waits = f"Its reward `{reward}` is not built yet: add --reward NAME.\n" if _pending(reward) else ""
+    return f"{name}, a recipe: tastemaker train {name}\n{waits}\n{path.read_text(encoding='utf-8')}"
 
 
 def _model(name: str) -> str:
@@ -100,9 +184,10 @@ def _function(kind: str, entry: str, name: str) -> str:
     return text
 
 
-def _parts() -> tuple[str, ...]:
-    """Groups of a run's settings; their classes stand in `settings.py`, which is not imported for a list of names."""
-    return ("lora", "evaluation", "plan")
+def _awaited(name: str) -> str:
+    waiting = [recipe for recipe in config.recipes() if config.asked(recipe, {}).get("reward") == name]
+    text = f"{name}, a reward that is not built yet: {PENDING[name]}.\n"
+    return text + "".join(f"tastemaker train {recipe} needs another until then: --reward NAME\n" for recipe in waiting)
 
 
 def _run(name: str) -> str:

@@ -9,9 +9,9 @@ from tastemaker import flags
 USAGE = """tastemaker sample (--model MODEL [--lora FILE] | --run FOLDER) --prompts PROMPTS [--count 8]
 
   --model     a built-in model, a hub id or a folder in diffusers layout
-  --run       a folder that `train` left: its model and its LoRA
+  --run       a folder that `train` left: its model with its LoRA, or the whole model that it tuned
   --lora      a LoRA file, such as FOLDER/lora/pytorch_lora_weights.safetensors (above rank 4: --lora.rank)
-  --prompts   a prompt set, a text file, file.py:function, or `text:a red circle`
+  --prompts   a prompt set, a file, hub:owner/name, file.py:function, or `text:a red circle`
   --count     pictures, the first prompts of the set in the seed's order (default 8)
   --seed --steps --guidance --resolution --negative_prompt --device --mixed_precision --output_dir (default: samples)
 """

@@ -17,6 +17,13 @@ TABLE: dict[str, str] = {
     "jpeg_incompressibility": "tastemaker.rewards.jpeg:incompressibility",
     "shapes_alignment": "tastemaker.shapes.oracle:alignment",
 }
+# Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
+DIFFERENTIABLE: frozenset[str] = frozenset()
+# Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
+PENDING: dict[str, str] = {
+    "aesthetic": "the LAION aesthetic predictor",
+    "vlm": "a vision-language model's description, compared with the prompt by BERTScore",
+}
 
 # Public names that need torch: module:attribute, loaded when they are asked for.
 _LAZY: dict[str, str] = {
@@ -30,7 +37,7 @@ _LAZY: dict[str, str] = {
     "score": "tastemaker.rewards.reward:score",
 }
 
-__all__ = ["TABLE", "named", *_LAZY]
+__all__ = ["DIFFERENTIABLE", "PENDING", "TABLE", "named", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
@@ -55,6 +62,12 @@ def named(spec: Any, *, key: str = "reward") -> "NamedReward":
         name, found = spec, _load(TABLE[spec])
     elif is_function_spec(spec):
         name, found = spec.rpartition(":")[2], load_function(spec, key=key)
+    elif spec in PENDING:
+        flag = key if key.startswith("--") else "--reward"
+        raise ValueError(
+            f"{key}: `{spec}` is not built yet ({PENDING[spec]}); give another with {flag} NAME "
+            f"({', '.join(TABLE)}, or `path/to/file.py:function`)."
+        )
     else:
         raise unknown(spec, TABLE, key=key, kind="reward", also="`path/to/file.py:function` for a reward of your own")
     from tastemaker.rewards.reward import adapt  # torch, only once the name is right
