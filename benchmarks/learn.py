@@ -150,7 +150,7 @@ def summary(job: Job, folder: Path) -> dict[str, Any]:
     """One run in numbers: what changed from base to tuned on the same prompts and noise, and what it cost."""
     from harness import machine
 
-    from tastemaker.training.record import read_lines
+    from tastemaker.training.lines import read_lines
 
     judged, metrics = read_lines(folder / "evaluations.jsonl"), read_lines(folder / "metrics.jsonl")
     last = judged[-1]["change"][job.row.reward]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import tiny
 from tastemaker import cli
-from tastemaker.training.record import read_lines
+from tastemaker.training.lines import read_lines
 
 PROMPTS = ("a cat", "a dog", "a cow", "a hen", "a fox", "an owl", "a bee", "bad luck")
 LORA = Path("lora") / "pytorch_lora_weights.safetensors"

@@ -368,9 +368,28 @@ def test_a_resolved_tree_written_as_yaml_is_a_recipe_for_the_same_run(recipe: Ca
     flags = "--algorithm.sampler window --algorithm.sampler.inside ddim --algorithm.sampler.size 2 --no-lora --fit 2GiB"
     run = resolve(f"toy {flags} --algorithm.clip 1e-5 --save_samples all --negative_prompt=#1:a", MODEL)
     text = config.as_yaml(run.tree, run.origin)
-    assert "images: 32" in text and text.splitlines()[1].endswith("# flag"), text
+    assert "images: 32" in text and text.splitlines()[2].endswith("# flag"), text
     again = resolve(recipe(text))
     assert (again.algorithm, again.run, again.tree) == (run.algorithm, run.run, run.tree)
+
+
+def test_what_a_resolved_file_states_because_it_states_all_is_no_choice(recipe: Callable[[str], str]) -> None:
+    """`kind` is refused beside the default clip when somebody states it; the file states it, and nobody chose it."""
+    run = resolve("toy --algorithm.steps 50 --evaluation.sampler ddim", MODEL)
+    text = config.as_yaml(run.tree, run.origin)
+    again = resolve(recipe(text), MODEL)
+    assert (again.algorithm, again.run, again.tree) == (run.algorithm, run.run, run.tree)
+    assert again.algorithm.given == {"images", "learning_rate", "guidance"}  # the model's
+    assert again.algorithm.steps == 50  # not 10, which the model says below the file
+    origins = ("algorithm.images", "algorithm.kind", "seed", "evaluation.sampler.name", "evaluation.count")
+    assert [again.origin[name] for name in origins] == ["recipe mine", "paper", "default", "recipe mine", "default"]
+    changed = resolve("mine.yaml --algorithm.clip 2e-4 --algorithm.kind a --seed 4 --evaluation.sampler train", MODEL)
+    assert (changed.algorithm.clip, changed.run.seed, changed.run.evaluation.sampler) == (2e-4, 4, "train")
+    rate = resolve("toy --no-lora --learning_rate 3e-4")  # the paper's, and not what it would be without LoRA
+    assert resolve(recipe(config.as_yaml(rate.tree, rate.origin))).algorithm.learning_rate == 3e-4
+    said = "--algorithm.kind has no effect at the default clip."
+    assert refusal(recipe(text) + " --algorithm.kind a") == said  # now somebody does
+    assert "kind has no effect" in refusal(recipe(text.replace("resolved: true", "resolved: false")))
 
 
 def test_wrong_names_are_answered_with_a_suggestion() -> None:

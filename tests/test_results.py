@@ -17,10 +17,11 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.results import SHOWN, Results, sentences
 from tastemaker.training.checkpoint import Cursor
-from tastemaker.training.record import read_lines
+from tastemaker.training.lines import read_lines
 
 PICTURES = 10
 NAN = math.nan
+SPREAD = [0, 1, 3, 4, 5, 6, 8, 9]  # SHOWN of PICTURES
 
 
 def results(folder: Path, *, write: bool = True) -> Results:
@@ -61,12 +62,35 @@ def test_the_first_evaluation_is_what_later_ones_are_compared_with(tmp_path: Pat
     assert json.loads((tmp_path / "evaluations.jsonl").read_text().splitlines()[0])["kind"] == "evaluations"
 
 
+def test_pictures_that_are_kept_spread_over_the_rewards_of_the_base(tmp_path: Path) -> None:
+    first, later = verdict(0), verdict(0)
+    first.values["taste"] = torch.tensor([5.0, 0.0, 9.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0])
+    made = results(tmp_path)
+    made.add(0, first)
+    made.add(5, later)
+    for iteration in (0, 5):  # what changed since does not choose
+        files = {int(path.stem.partition("-")[2]) for path in (tmp_path / "samples" / str(iteration)).iterdir()}
+        assert sorted(float(first.values["taste"][b]) for b in files) == SPREAD
+
+
 def test_an_evaluation_made_again_replaces_its_record(tmp_path: Path) -> None:
     made = results(tmp_path)
     made.add(0, verdict(0))
     made.add(5, verdict(1.0))
-    made.add(5, verdict(2.0))
+    made.add(5, verdict(2.0, holes=(1,)))
     assert evaluations(tmp_path) == [0, 5]
+    rows = read_lines(tmp_path / "samples.jsonl")
+    assert [(row["iteration"], row["id"]) for row in rows] == [(k, b) for k in (0, 5) for b in SPREAD]
+    assert rows[SHOWN + 1]["reward"] is None and rows[SHOWN + 1]["parts"] == {"taste.part": None}
+    assert rows[-1] == {
+        "iteration": 5,
+        "id": 9,
+        "prompt": "prompt 9",
+        "reward": 11.0,
+        "parts": {"taste.part": 5.5},
+        "file": "samples/5/evaluation-9.webp",
+        "kind": "evaluation",
+    }
     assert read_lines(tmp_path / "evaluations.jsonl")[-1]["change"]["taste"]["mean"] == 2.0
 
 
@@ -90,6 +114,9 @@ def test_resuming_keeps_what_is_not_made_again(tmp_path: Path, cursor: Cursor, k
     resumed = results(tmp_path)
     resumed.rewind(cursor)
     assert evaluations(tmp_path) == kept
+    rows = read_lines(tmp_path / "samples.jsonl")
+    assert [row["iteration"] for row in rows] == [iteration for iteration in kept for _ in range(SHOWN)]
+    assert sorted(int(path.name) for path in (tmp_path / "samples").iterdir()) == kept
     if kept:  # and is compared with the same base
         assert resumed.add(20, verdict(4.0))["taste"].change.mean == 4.0
     else:
@@ -115,9 +142,8 @@ def test_before_and_after_are_the_same_prompts(tmp_path: Path) -> None:
     assert path == tmp_path / "before_after.png"
     with Image.open(path) as sheet:
         assert sheet.width > SHOWN * 8
-    for iteration in (0, 7):
-        names = {file.name for file in (tmp_path / "samples" / str(iteration)).iterdir()}
-        assert names == {f"evaluation-{b}.webp" for b in range(SHOWN)}
+    before, after = ({file.name for file in (tmp_path / "samples" / str(k)).iterdir()} for k in (0, 7))
+    assert before == after and len(after) == SHOWN
     with Image.open(tmp_path / "samples" / "7" / "evaluation-5.webp") as picture:
         assert picture.getpixel((4, 4)) == (100, 100, 100)
 

@@ -14,6 +14,7 @@ from tastemaker.process.samplers import DDIM, Sampler, Window
 from tastemaker.process.transition import log_prob
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.prompts.sources import source
+from tastemaker.rewards.reward import Scores
 from tastemaker.rollout import Rollout, chain, collect, padded, placed, transition_at
 from tastemaker.world import Stop, World
 from toy import Toy
@@ -168,6 +169,18 @@ def test_a_reward_that_raises_leaves_notes_and_no_score() -> None:
     it = iteration(reward=broken)
     assert collect(it, DDIM()).reward.isnan().all()
     assert len(it.notes) == 8 and "the judge is out" in it.notes[0]
+
+
+def test_notes_are_of_the_pictures_without_a_score() -> None:
+    """Not of those that a judge had something to say about, or was asked for twice."""
+
+    def talks(images: Tensor, prompts: Prompts) -> Scores:
+        missing = torch.tensor([b == 3 for b in prompts.ids])
+        return Scores(torch.ones(len(images)).masked_fill(missing, torch.nan), {}, tuple(f"n{b}" for b in prompts.ids))
+
+    it = iteration(reward=talks)
+    collect(it, DDIM())
+    assert it.notes == ["n3"]
 
 
 def test_a_stop_request_drops_the_rollout_between_two_calls() -> None:

@@ -49,7 +49,14 @@ def test_the_configuration_is_whole_and_says_where_it_comes_from() -> None:
     assert found["algorithm"]["name"] == "ddpo" and found["algorithm"]["sampler"] == {"name": "ddim", "eta": 1.0}
     assert found["model"] == runs.model() and found["lora"]["rank"] == 4 and found["seed"] == 0
     assert origins["images: 4"] == "flag" and origins["clip: 0.0001"] == "paper" and origins["seed: 0"] == "default"
-    assert "origin" not in found and set(origins.values()) <= {"flag", "paper", "default", ""}
+    assert "origin" not in found and set(origins.values()) <= {
+        "flag",
+        "paper",
+        "default",
+        "every setting, and where it comes from",
+        "",
+    }
+    assert not {"overwrite", "resume_from_checkpoint", "dry_run"} & found.keys()  # so that, as a recipe, it harms none
 
 
 def test_metrics_have_a_schema_and_one_row_an_iteration() -> None:
@@ -69,6 +76,8 @@ def test_metrics_have_a_schema_and_one_row_an_iteration() -> None:
             assert update["items"] == 2 * 3 and update["skipped"] == 0 and update["learning_rate"] == 1e-2
             assert update["grad_norm"] > 0 and math.isfinite(update["loss"])
         assert "mismatch" in row["updates"][0] and "mismatch" not in row["updates"][1]
+    before = runs.rows(folder, "evaluations")[0]["reward"]["brightness"]["mean"]
+    assert lines[0]["held_out"] == {"brightness": pytest.approx(before, rel=1e-12)} and lines[1]["held_out"] == {}
 
 
 def test_network_rows_are_those_of_the_plan() -> None:
@@ -100,7 +109,7 @@ def test_evaluations_are_paired_and_hold_every_value() -> None:
 def test_samples_are_pictures_with_their_scores() -> None:
     folder, _ = runs.finished()
     lines = runs.rows(folder, "samples")
-    kept = [row for row in lines if not str(row["id"]).startswith("evaluation")]
+    kept = [row for row in lines if row["kind"] == "training"]
     assert sorted((row["iteration"], row["id"]) for row in kept) == [(i, b) for i in (0, 1) for b in range(4)]
     for row in lines:
         assert row["prompt"] in runs.PROMPTS
@@ -113,6 +122,27 @@ def test_samples_are_pictures_with_their_scores() -> None:
     for iteration in ("0", "2"):
         shown = {path.name for path in (folder / "samples" / iteration).glob("evaluation-*.webp")}
         assert shown == {f"evaluation-{b}.webp" for b in range(4)}
+    judged = [(row["iteration"], row["id"]) for row in lines if row["kind"] == "evaluation"]
+    assert judged == [(iteration, b) for iteration in (0, 2) for b in range(4)]
+
+
+def test_samples_have_their_parts_and_iterations_what_was_held_out(tmp_path: Path) -> None:
+    runs.train(
+        runs.small(tmp_path, "--reward", runs.reward("redness"), "--held_out_rewards", runs.reward("brightness"))
+    )
+    first, second, *others = runs.rows(tmp_path, "samples")
+    before, after = (row["values"] for row in runs.rows(tmp_path, "evaluations"))
+    assert first["kind"] == "evaluation" and first["reward"] == before["redness"][0]
+    names = ("redness.green", "redness.blue", "brightness")
+    assert first["parts"] == {name: before[name][0] for name in names}
+    assert [row["kind"] for row in others] == ["training", "evaluation"]
+    assert others[1]["reward"] == after["redness"][0] and others[1]["iteration"] == 1
+    mean = runs.metrics(tmp_path)[0]["reward"]["parts"]
+    for name in ("green", "blue"):
+        found = [row["parts"][name] for row in (second, others[0])]
+        assert sum(found) / 2 == pytest.approx(mean[name], rel=1e-6)
+    (held_out,) = (row["held_out"] for row in runs.metrics(tmp_path))
+    assert held_out == {name: pytest.approx(before[name][0]) for name in ("redness", "brightness")}
 
 
 def test_before_and_after_and_the_curve_can_be_opened() -> None:
@@ -200,6 +230,26 @@ def test_a_limit_of_memory_chooses_the_calls_and_says_so(tmp_path: Path) -> None
     assert 1 <= calls[0] < calls[1] <= 64
 
 
+def test_a_run_that_was_fitted_goes_on_and_its_configuration_is_a_recipe(tmp_path: Path) -> None:
+    output, again = tmp_path / "run", tmp_path / "again"
+    argv = runs.small(output, "--plan.micro_batch", "none", "--fit", "1GB")
+    lines = [line.split() for line in runs.train(argv).out.splitlines()]
+    said = [words[0] for words in lines if words[-1:] == ["fit"]]
+    assert said == ["gradient_checkpointing", "vae_slicing", "plan.micro_batch"]
+    stated = {text.partition(":")[0]: note for text, note in runs.origins(output).items()}
+    assert [stated[name] for name in ("micro_batch", "gradient_checkpointing", "vae_slicing")] == ["fit"] * 3
+    found = runs.settings(output)
+    assert found["plan"]["micro_batch"] >= 1 and found["gradient_checkpointing"] is found["vae_slicing"] is False
+    runs.train([*argv, "--resume_from_checkpoint", "latest"])
+    assert runs.settings(output) == found
+    ran = runs.train(["train", str(output / "config.yaml"), "--output_dir", str(again), "--iterations", "2"])
+    assert "iteration 2/2" in ran.out
+    changed = runs.settings(again)
+    assert changed.pop("output_dir") == str(again) and changed["algorithm"].pop("iterations") == 2
+    del found["output_dir"], found["algorithm"]["iterations"]
+    assert changed == found
+
+
 def test_overwriting_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(runs.finished()[0], output)
@@ -259,7 +309,7 @@ def test_course_of_the_learning_rate_resolution_and_samples(tmp_path: Path) -> N
     assert rates == pytest.approx([0.5e-2, 1e-2, 1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
     lines = runs.rows(output, "samples")
     for iteration in range(3):
-        shown = [row["reward"] for row in lines if row["iteration"] == iteration and isinstance(row["id"], int)]
+        shown = [row["reward"] for row in lines if row["iteration"] == iteration and row["kind"] == "training"]
         reward = runs.metrics(output)[iteration]["reward"]
         assert shown == pytest.approx([reward["max"], reward["min"]])  # the best and the worst
     with Image.open(output / lines[0]["file"]) as picture:

@@ -154,11 +154,37 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_of_the_whole_network_is_drawn_with_and_judged(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ran = runs.train(runs.small(run, "--no-lora", "--evaluation.count", "2", "--save_samples", "0"))
+    out = judged(str(run), "--output", str(tmp_path / "numbers.json"))
+    assert out in ran.out
+    found = json.loads((tmp_path / "numbers.json").read_text())["brightness"]
+    change = runs.rows(run, "evaluations")[-1]["change"]["brightness"]["mean"]
+    assert math.isclose(found["change"]["mean"], change, rel_tol=1e-3) and abs(change) > 1e-3
+    few = ("--prompts", "text:a cat", "--count", "1", "--steps", "2", "--guidance", "2")
+    places = {
+        "run": ("--run", str(run)),
+        "tuned": ("--model", str(run / "pipeline")),
+        "base": ("--model", runs.model()),
+    }
+    run_, tuned, base = (
+        pictures(grid_of(*which, *few, "--output_dir", str(tmp_path / "drawn" / name)))
+        for name, which in places.items()
+    )
+    assert run_ == tuned != base
+
+
 def test_a_run_without_a_lora_file_is_not_a_run_to_draw_with(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((runs.finished()[0] / "config.yaml").read_text())
     for command in ("sample", "evaluate"):
         ran = runs.call(command, "--run", str(tmp_path))
         assert ran.code == 2 and f"--run {tmp_path} holds no {runs.LORA}: the run has not ended" in ran.err
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text[: text.index("lora:")] + "lora: null\n")
+    assert (
+        f"--run {tmp_path} holds no pipeline: the run has not ended" in runs.call("sample", "--run", str(tmp_path)).err
+    )
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import Scores
 from tastemaker.rollout import Transitions, chain
 from tastemaker.training.checkpoint import Checkpoints
+from tastemaker.training.lines import read_lines
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
-from tastemaker.training.record import METRICS, Record, read_lines
+from tastemaker.training.record import METRICS, Record
 from tastemaker.training.trainer import Run, descend
 from tastemaker.world import World
 from toy import Toy

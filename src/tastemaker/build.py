@@ -114,8 +114,9 @@ def convert(hint: Any, value: Any, where: Where, default: Any = None) -> Any:
         return value is Switch.ON if bool in options else None
     if NoneType in options and (value is None or isinstance(value, str) and value in ("none", "null")):
         return None
-    if isinstance(value, str) and any(value in get_args(option) for option in options if get_origin(option) is Literal):
-        return value
+    word = value["name"] if isinstance(value, Mapping) and value.keys() == {"name"} else value  # laid over a part
+    if isinstance(word, str) and any(word in get_args(option) for option in options if get_origin(option) is Literal):
+        return word
     for option in options:
         table = table_of(option)
         if table is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tastemaker.build import Where, attribute, build, entry_of, plain, suggest
-from tastemaker.layers import SHORT, Layer, Mark, Switch, layer, read_recipe, stack
+from tastemaker.layers import RESOLVED, SHORT, Layer, Mark, Switch, layer, leave_open, read_recipe, stack
 from tastemaker.policy.load import BUILT_IN
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import TABLE as REWARDS
@@ -127,6 +127,8 @@ def resolve(
     tree, marks = stack(layers)
     if "learning_rate" not in given:
         _without_lora(tree, marks)
+    for recipe in (one for one in layers if one.resolved):
+        leave_open(tree, marks, {**plain(RunSettings()), "algorithm": plain(kind())}, recipe.origin)
     values = {key: value for key, value in tree.pop("algorithm", {}).items() if key != "name"}
     _known(tree, RunSettings, own, marks)
     run = build(RunSettings, tree, Where(marks=marks))
@@ -217,7 +219,7 @@ def _required(run: RunSettings, spelling: str) -> None:
     fit = {
         "model": f"a built-in one ({', '.join(BUILT_IN)}), a hub id, or a folder in diffusers layout",
         "reward": f"{', '.join(list(REWARDS)[:3])}, or path/to/file.py:function",
-        "prompts": f"{', '.join(list(PROMPTS)[:3])}, or a text file with one prompt a line",
+        "prompts": f"{', '.join(list(PROMPTS)[:3])}, or a file of prompts",
     }
     for key, examples in fit.items():
         if getattr(run, key) is None:
@@ -263,7 +265,7 @@ def model_defaults(folder: Path) -> dict[str, Any]:
 
 def as_yaml(tree: Mapping[str, Any], origin: Mapping[str, str]) -> str:
     """The resolved tree as a recipe, each value with its origin behind it."""
-    lines = list(_yaml_lines(tree, origin, ""))
+    lines = [(f"{RESOLVED}: true", "every setting, and where it comes from"), *_yaml_lines(tree, origin, "")]
     width = min(60, max((len(text) for text, note in lines if note), default=0))
     return "\n".join(f"{text:<{width}}  # {note}" if note else text for text, note in lines) + "\n"
 

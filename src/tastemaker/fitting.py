@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 
 from tastemaker import memory
 from tastemaker.config import Resolved
+from tastemaker.layers import put
 from tastemaker.plan import Plan
 from tastemaker.planning import CALL_ROWS
 from tastemaker.settings import RunSettings
 
 FREE = 0.9  # share of a GPU's free memory that is planned with where no --fit is given
+SWITCHES = ("gradient_checkpointing", "vae_slicing")
 
 
 def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int | None, list[str]]:
@@ -21,20 +24,48 @@ def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int |
     Without `--fit` a CUDA device's free memory limits the items of a call, and nothing else is changed.
     """
     run, cuda = resolved.run, device.type == "cuda"
-    budget = run.fit_bytes
-    stated = {path for path in resolved.origin if resolved.origin[path] != "default"}
-    fixed: set[str] = {name for name in ("gradient_checkpointing", "vae_slicing") if name in stated}
-    if run.plan.micro_batch is not None:
-        fixed.add("micro_batch")
-    if budget is None:
-        if not cuda or run.plan.micro_batch is not None:
-            return run, None, []
-        budget, fixed = int(FREE * torch.cuda.mem_get_info(device)[0]), {"gradient_checkpointing", "vae_slicing"}
+    if run.fit_bytes is None and (not cuda or run.plan.micro_batch is not None):
+        return run, None, []
     most = min(CALL_ROWS, resolved.algorithm.images * resolved.algorithm.steps)
-    found = memory.fit(budget, _setup(resolved, run, run.plan.micro_batch or 1), most=most, fixed=fixed, cuda=cuda)
-    switches = found.setup.gradient_checkpointing, found.setup.vae_slicing
-    chosen = replace(run, gradient_checkpointing=switches[0], vae_slicing=switches[1])
-    return chosen, found.setup.micro_batch, [found.words] if run.fit_bytes is not None else []
+    setup = _setup(resolved, run, run.plan.micro_batch or 1)
+    if run.fit_bytes is None:
+        return run, _free(setup, most, device), []
+    found = memory.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
+    switches = {name: getattr(found.setup, name) for name in SWITCHES}
+    return replace(run, **switches), found.setup.micro_batch, [found.words]
+
+
+def _free(setup: memory.Setup, most: int, device: torch.device) -> int:
+    """The most items of a call that a CUDA device has memory for as it is now."""
+    free = torch.cuda.mem_get_info(device)[0]
+    try:
+        return memory.fit(int(FREE * free), setup, most=most, fixed=SWITCHES).setup.micro_batch
+    except memory.TooLittle as error:
+        off = " and ".join(f"--{name}" for name in SWITCHES if not getattr(setup, name))
+        ways = f"use {off}, or --fit with an amount, which chooses them" if off else "lower --resolution"
+        raise ValueError(
+            f"{memory.size(free)} of the memory of {device} are free, too little for one item a call, which needs "
+            f"{memory.size(error.least.needed)} within {FREE:.0%} of it: stop what else computes there, or {ways}."
+        ) from error
+
+
+def decided(resolved: Resolved, run: RunSettings, plan: Plan) -> Resolved:
+    """The settings with what `--fit` chose in the place of what was left open; `run` are those of `within`."""
+    if run.fit is None:
+        return resolved
+    found = {"plan.micro_batch": plan.micro_batch, **{name: getattr(run, name) for name in SWITCHES}}
+    tree, origin = deepcopy(resolved.tree), dict(resolved.origin)
+    for path, value in found.items():
+        if path.rpartition(".")[2] not in _stated(resolved):
+            put(tree, path, value)
+            origin[path] = "fit"
+    return replace(resolved, tree=tree, origin=origin)
+
+
+def _stated(resolved: Resolved) -> set[str]:
+    """What of the settings that `--fit` chooses was chosen already."""
+    found = {name for name in SWITCHES if resolved.origin[name] != "default"}
+    return found if resolved.run.plan.micro_batch is None else found | {"micro_batch"}
 
 
 def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device) -> list[tuple[str, str, str]]:

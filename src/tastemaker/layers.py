@@ -24,6 +24,8 @@ SHORT = {
     "lora_alpha": "lora.alpha",
 }
 
+RESOLVED = "resolved"  # the key of a file that states every setting
+
 
 class Switch(Enum):
     """A flag without a value: `--overwrite`, `--no-lora`."""
@@ -48,6 +50,7 @@ class Layer(NamedTuple):
     origin: str
     tree: dict[str, Any]
     spelled: dict[str, str]
+    resolved: bool = False  # it states every setting, chosen or not, as a run's config.yaml does
 
 
 def layer(origin: str, values: Mapping[str, Any], spell: Callable[[str], str]) -> Layer:
@@ -88,7 +91,9 @@ def read_recipe(path: Path, name: str) -> Layer:
         raise ValueError(f"{place}: not a text in UTF-8: {error}.") from error
     except OSError as error:
         raise ValueError(f"{place} cannot be read: {error.strerror}.") from error
-    return layer(f"recipe {name}", values, lambda path: f"{place}:{lines.get(path, 1)}: {path}")
+    resolved = values.pop(RESOLVED, False) is True
+    made = layer(f"recipe {name}", values, lambda path: f"{place}:{lines.get(path, 1)}: {path}")
+    return made._replace(resolved=resolved)
 
 
 def _lines(node: yaml.MappingNode, place: str, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -138,6 +143,24 @@ def _lay(tree: dict[str, Any], values: Mapping[str, Any], one: Layer, marks: dic
         tree[key] = below
         marks[path] = mark._replace(origin="")
         _lay(below, value, one, marks, f"{path}.")
+
+
+def leave_open(
+    tree: dict[str, Any], marks: dict[str, Mark], defaults: Mapping[str, Any], origin: str, prefix: str = ""
+) -> None:
+    """Takes out of a tree, once it is stacked, what a resolved recipe says only because it says everything: defaults.
+
+    Nobody chose them; a setting that somebody chose may be refused beside others, or bind. `origin` is the recipe's.
+    """
+    for key, value in list(tree.items()):
+        path, default = prefix + key, defaults.get(key)
+        own = [at for at in marks if f"{at}.".startswith(f"{path}.")]
+        if key in defaults and value == default and {marks[at].origin for at in own} <= {"", origin}:
+            del tree[key]
+            for at in own:
+                del marks[at]
+        elif isinstance(value, dict) and isinstance(default, Mapping) and "name" not in default:
+            leave_open(value, marks, default, origin, f"{path}.")
 
 
 def _renamed(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:

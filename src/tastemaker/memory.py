@@ -104,6 +104,18 @@ class Fit(NamedTuple):
     words: str
 
 
+class TooLittle(ValueError):
+    """Not even one item a call fits; `least` is what that would need."""
+
+    def __init__(self, budget: int, least: Memory) -> None:
+        super().__init__(
+            f"--fit {size(budget)} is not enough: at least {size(least.needed)} are needed, "
+            f"{size(least.during('always'))} of them always. Train a LoRA with --mixed_precision, lower --resolution, "
+            "or use --use_8bit_adam."
+        )
+        self.least = least
+
+
 def size(count: int) -> str:
     """Bytes as people write them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
@@ -138,8 +150,7 @@ def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cu
     """The largest micro_batch up to `most` that needs no more than `budget` bytes.
 
     Without gradient checkpointing if any fits so, and with VAE slicing only where that makes the room. fixed: what of
-    micro_batch, gradient_checkpointing and vae_slicing the user chose, and stays. ValueError with the least that is
-    needed if nothing fits.
+    micro_batch, gradient_checkpointing and vae_slicing the user chose, and stays. Errors: TooLittle if nothing fits.
     """
 
     def options(name: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -163,10 +174,7 @@ def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cu
             if (memory := estimate(chosen, cuda=cuda)).needed <= budget:
                 return Fit(chosen, memory, _words(budget, chosen, memory, most))
     assert least is not None
-    raise ValueError(
-        f"--fit {size(budget)} is not enough: at least {size(least.needed)} are needed, {size(least.during('always'))} "
-        "of them always. Train a LoRA with --mixed_precision, lower --resolution, or use --use_8bit_adam."
-    )
+    raise TooLittle(budget, least)
 
 
 def _words(budget: int, setup: Setup, memory: Memory, most: int) -> str:

@@ -13,10 +13,12 @@ from PIL import Image
 
 from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
 from tastemaker.evaluation.statistics import bootstrap
-from tastemaker.reports.pictures import grid, save
+from tastemaker.reports.pictures import grid
 from tastemaker.reports.plot import Series, line_chart
 from tastemaker.training.checkpoint import Cursor
-from tastemaker.training.record import METRICS, Lines, read_lines
+from tastemaker.training.lines import Lines, read_lines
+from tastemaker.training.record import METRICS
+from tastemaker.training.samples import Samples
 
 EVALUATIONS = "evaluations.jsonl"
 SHOWN = 8  # pictures of an evaluation that are kept, and stand in before_after.png
@@ -29,13 +31,16 @@ class Results:
         self.folder, self.trial, self.prompts_name, self.sampler = folder, trial, prompts_name, sampler
         self.write = write
         self.lines = Lines(folder / EVALUATIONS, "evaluations", write=write)
+        self.samples = Samples(folder, "evaluation", write=write)
         self.base: dict[str, torch.Tensor] = {}
         self.changes: dict[str, Change] = {}
 
     def rewind(self, cursor: Cursor) -> None:
         """Forgets evaluations behind the cursor, which are made again, and reads the base's values."""
         # the evaluation before an iteration is not made again once the iteration has changed the weights
-        self.lines.keep(lambda row: row["iteration"] < cursor.iteration + (cursor.updates > 0))
+        first = cursor.iteration + (cursor.updates > 0)
+        self.lines.keep(lambda row: row["iteration"] < first)
+        self.samples.forget(lambda made: made >= first)
         for row in self.lines.rows()[:1]:
             self.base = {name: torch.tensor([_number(v) for v in values]) for name, values in row["values"].items()}
 
@@ -65,21 +70,34 @@ class Results:
         return changes
 
     def _keep_pictures(self, iteration: int, verdict: Verdict) -> None:
-        folder = self.folder / "samples" / str(iteration)
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("evaluation-*.webp"):
-            stale.unlink()
-        pictures = dict(zip(verdict.ids, verdict.pictures, strict=True))
+        self.samples.forget(lambda made: made == iteration)
+        pictures, (reward, *others) = dict(zip(verdict.ids, verdict.pictures, strict=True)), verdict.values
         for b in self._shown(verdict.ids):
-            save(pictures[b].float() / 255, folder / f"evaluation-{b}.webp")
+            self.samples.add(
+                iteration,
+                b,
+                pictures[b].float() / 255,
+                prompt=self.trial.prompts.texts[b],
+                reward=float(verdict.values[reward][b]),
+                parts={name: float(verdict.values[name][b]) for name in others},
+            )
 
     def _shown(self, ids: Sequence[int]) -> list[int]:
-        """The pictures that are kept: of as many prompts as there are before a second one of any."""
+        """The pictures that are kept: one a prompt, spread evenly from the lowest to the highest reward of the base.
+
+        Where there are fewer prompts than that, second pictures of them are taken too.
+        """
         own, copies, order = set(ids), Counter[int](), []
         for b, group in zip(self.trial.prompts.ids, self.trial.prompts.groups, strict=True):
             copies[group] += 1
-            order.append((copies[group], b))
-        return [b for _, b in sorted(order) if b in own][:SHOWN]
+            if b in own:
+                order.append((copies[group], b))
+        rows = [b for _, b in sorted(order)]
+        rows = rows[: max(SHOWN, sum(copy == 1 for copy, _ in order))]
+        value = next(iter(self.base.values())).nan_to_num()
+        rows.sort(key=lambda b: (float(value[b]), b))
+        count = min(SHOWN, len(rows))
+        return [rows[round(k * (len(rows) - 1) / max(count - 1, 1))] for k in range(count)]
 
     def sentences(self) -> list[str]:
         """The last evaluation against the first, a line a score."""
@@ -90,7 +108,7 @@ class Results:
         rows = self.lines.rows()
         if len(rows) < 2:
             return None
-        found = [self._pictures(row["iteration"]) for row in (rows[0], rows[-1])]
+        found = [self.samples.files(row["iteration"]) for row in (rows[0], rows[-1])]
         ids = sorted(set(found[0]) & set(found[1]))
         if not ids:
             return None
@@ -101,10 +119,6 @@ class Results:
         pictures = [[Image.open(one[b]).convert("RGB") for b in ids] for one in found]
         grid(pictures, [texts[b] for b in ids], ["before", "after"], path, notes=notes)
         return path
-
-    def _pictures(self, iteration: int) -> dict[int, Path]:
-        files = (self.folder / "samples" / str(iteration)).glob("evaluation-*.webp")
-        return {int(file.stem.removeprefix("evaluation-")): file for file in files}
 
     def curve(self, reward: str) -> Path:
         """Mean reward of the training pictures, iteration by iteration, and of the evaluations with their intervals."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -221,7 +222,7 @@ def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning) -> R
             traces.append(trace)
             it.progress.advance(0, f"{scoring.waiting} rewards waiting" if scoring.waiting else "")
         scores = scoring.results()
-    it.notes.extend(scoring.notes.values())
+    it.notes.extend(note for name, note in scoring.notes.items() if math.isnan(scores[name][0]))
     paths, olds, x0s = zip(*traces, strict=True) if traces else ((), (), ())
     reward, parts = _scores(scores, it.prompts.ids)
     return Rollout(

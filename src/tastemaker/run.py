@@ -35,6 +35,7 @@ from tastemaker.training.trainer import Run
 from tastemaker.world import World
 
 TRIED = 4  # pictures on which the reward's contract is checked
+ONCE = ("overwrite", "resume_from_checkpoint", "dry_run")  # what a command is asked for once is no part of its run
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str) -> Finished:
     resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
     run, dashes = resolved.run, "--" if spelling == "flag" else ""
     world = World.here(run.device)
-    reward = named(run.reward, key=f"{dashes}reward")
+    reward = named(run.reward, key=_spelled("reward", resolved, dashes))
     held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
-    prompts = source(run.prompts, key=f"{dashes}prompts")
+    prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
@@ -92,6 +93,7 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str) -> Finished:
     fitted, limit, words = fitting.within(resolved, device)
     policy = load_policy(fitted, device, resolved.algorithm.sets)
     plan = planning.solve(resolved.algorithm, fitted, policy.schedule(resolved.algorithm.steps), world.size, limit)
+    resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
         needed = fitting.table(resolved, fitted, plan, device)
@@ -104,9 +106,16 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str) -> Finished:
         world.barrier()
         start = start or _last_checkpoint(output, run, world)
         if world.rank == 0:
-            folder.write_text(output / folder.CONFIG, config.as_yaml(resolved.tree, resolved.origin))
+            lasting = {key: value for key, value in resolved.tree.items() if key not in ONCE}
+            folder.write_text(output / folder.CONFIG, config.as_yaml(lasting, resolved.origin))
         parts = Parts(resolved, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
         return _train(parts, start)
+
+
+def _spelled(name: str, resolved: config.Resolved, dashes: str) -> str:
+    """A setting as errors name it: with its recipe where that says it, as a flag or argument otherwise."""
+    origin = resolved.origin.get(name, "")
+    return f"{origin}: {name}" if origin.startswith("recipe ") else f"{dashes}{name}"
 
 
 def pick_device(name: str) -> str:
@@ -200,6 +209,7 @@ def _train(parts: Parts, start: Checkpoint | None) -> Finished:
             verdict = judge(policy, judges, trial, world=world, progress=record.progress)
         record.progress.end()
         results.add(iteration, verdict)
+        record.judged({one.name: float(verdict.values[one.name].double().nanmean()) for one in judges})
 
     with Stopping(world):
         done = Run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from tastemaker import config
-from tastemaker.build import Where, attribute, build, plain, suggest
-from tastemaker.evaluation.evaluate import Trial, compare, draw_pictures, judge, trial_prompts
+from tastemaker.build import Where, build, suggest
+from tastemaker.evaluation.evaluate import Trial, Verdict, compare, draw_pictures, judge, trial_prompts
+from tastemaker.exports.diffusers import LORA, PIPELINE
 from tastemaker.folder import CONFIG, write_text
 from tastemaker.layers import Switch
 from tastemaker.planning import trial_of
@@ -29,10 +30,25 @@ from tastemaker.reports.pictures import grid, save
 from tastemaker.results import sentences
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
+from tastemaker.rewards.reward import NamedReward
 from tastemaker.run import pick_device
 from tastemaker.training.record import Bars
 
-LORA = Path("lora") / "pytorch_lora_weights.safetensors"
+
+@dataclass(frozen=True)
+class Subject:
+    """What is drawn with and judged: a run, or a bare model with or without a LoRA."""
+
+    tree: Mapping[str, Any]  # the run's settings, or the model's defaults
+    file: Path | None = None  # the run's config.yaml
+    lora: LoRA | None = None
+    pipeline: Path | None = None  # the tuned model, where it is more than a LoRA
+
+    @property
+    def tuned(self) -> Mapping[str, Any]:
+        """The settings with the tuned model in the place of the base, where it is one of its own."""
+        own = {"model": str(self.pipeline), "revision": None, "variant": None} if self.pipeline else {}
+        return {**self.tree, **own}
 
 
 def sample(flags: Mapping[str, Any]) -> list[Path]:
@@ -40,8 +56,8 @@ def sample(flags: Mapping[str, Any]) -> list[Path]:
     known = {"model", "run", "lora", "prompts", "count", "seed", "steps", "guidance", "resolution", "output_dir"}
     known |= {"negative_prompt", "device", "mixed_precision"}
     _refuse_unknown("sample", flags, known)
-    tree, lora = _subject(flags)
-    defaults = tree.get("algorithm", {})
+    subject = _subject(flags)
+    tree, defaults = subject.tree, subject.tree.get("algorithm", {})
     prompts = flags.get("prompts") or tree.get("prompts")
     if not prompts:
         raise ValueError("there are no --prompts: name a set, a text file, or write --prompts 'text:a red circle'.")
@@ -59,7 +75,7 @@ def sample(flags: Mapping[str, Any]) -> list[Path]:
     )
     if "negative_prompt" in flags and trial.guidance <= 1:
         raise ValueError(f"--negative_prompt has no effect at --guidance {trial.guidance}, which is none.")
-    policy = _policy(tree, flags, lora)
+    policy = _policy(subject.tuned, flags, subject.lora)
     return _draw(policy, trial, _made(Path(str(flags.get("output_dir", "samples"))).expanduser()))
 
 
@@ -83,10 +99,10 @@ def evaluate(flags: Mapping[str, Any]) -> list[str]:
     """A tuned model against its base; returns the lines to print."""
     known = {"run", "model", "lora", "rewards", "evaluation", "output", "device", "mixed_precision", "seed"}
     _refuse_unknown("evaluate", flags, known)
-    tree, lora = _subject(flags)
-    if lora is None:
+    subject = _subject(flags)
+    if not (subject.lora or subject.pipeline):
         raise ValueError("there is nothing to compare with the base model: give --run FOLDER or --lora FILE.")
-    resolved = _resolved(tree, flags)
+    resolved = _resolved(subject, flags)
     run = resolved.run
     judges = [named(spec, key="--rewards") for spec in _rewards(flags, run)]
     own = run.evaluation.prompts is None
@@ -95,16 +111,28 @@ def evaluate(flags: Mapping[str, Any]) -> list[str]:
     output = Path(str(flags["output"])).expanduser() if "output" in flags else None
     if output is not None and not output.parent.is_dir():
         raise ValueError(f"--output {output}: there is no folder {output.parent}.")
-    policy = _policy(tree, flags, lora)
-    bars = Bars()
-    with policy.using("base"):
-        base = judge(policy, judges, trial, progress=bars)
-    tuned = judge(policy, judges, trial, progress=bars)
-    bars.end()
+    base, tuned = _verdicts(subject, flags, judges, trial)
     changes = compare(base.values, tuned.values, trial.prompts, trial.seed)
     if output is not None:
         write_text(output, json.dumps({name: _plain(found) for name, found in changes.items()}, indent=1))
     return sentences(changes, len(trial.prompts), prompts_name)
+
+
+def _verdicts(
+    subject: Subject, flags: Mapping[str, Any], judges: list[NamedReward], trial: Trial
+) -> tuple[Verdict, Verdict]:
+    """Of the base and of the tuned model. Two whole models are loaded one after the other, never both."""
+    bars = Bars()
+    if subject.pipeline:
+        both = subject.tree, subject.tuned
+        base, tuned = (judge(_policy(tree, flags, None), judges, trial, progress=bars) for tree in both)
+    else:
+        policy = _policy(subject.tree, flags, subject.lora)
+        with policy.using("base"):
+            base = judge(policy, judges, trial, progress=bars)
+        tuned = judge(policy, judges, trial, progress=bars)
+    bars.end()
+    return base, tuned
 
 
 def _plain(value: Any) -> Any:
@@ -128,27 +156,35 @@ def _rewards(flags: Mapping[str, Any], run: Any) -> list[Any]:
     return list(dict.fromkeys([run.reward, *run.held_out_rewards]))
 
 
-def _subject(flags: Mapping[str, Any]) -> tuple[dict[str, Any], LoRA | None]:
-    """The settings tree of a run, or of a bare model; and the LoRA to load."""
+def _subject(flags: Mapping[str, Any]) -> Subject:
+    """What `--run`, or `--model` and `--lora`, name."""
     if "run" in flags:
         for key in ("model", "lora"):
             if key in flags:
                 raise ValueError(f"--{key} has no effect beside --run, which has one of its own: give one of them.")
-        home = Path(str(flags["run"])).expanduser()
-        if not (home / CONFIG).is_file():
-            raise ValueError(f"--run {home} holds no {CONFIG}: name a folder that `tastemaker train` left.")
-        tree = yaml.safe_load((home / CONFIG).read_text(encoding="utf-8"))
-        if not (home / LORA).is_file():
-            raise ValueError(f"--run {home} holds no {LORA}: the run has not ended, or was made without LoRA.")
-        return tree, replace(build(LoRA, tree["lora"], Where("lora")), file=str(home / LORA))
+        return _run_of(Path(str(flags["run"])).expanduser())
     if "model" not in flags:
         raise ValueError("there is neither --run nor --model: name one.")
     model = str(flags["model"])
     home_of = model_folder(model)
     defaults = config.model_defaults(home_of).get("defaults", {}) if home_of else {}
     shared = {key: defaults[key] for key in config.SHARED if key in defaults}
-    tree = {"model": model, **defaults, "algorithm": shared}
-    return tree, _lora(flags["lora"]) if "lora" in flags else None
+    tree = {**defaults, "model": model, "algorithm": shared}
+    return Subject(tree, lora=_lora(flags["lora"]) if "lora" in flags else None)
+
+
+def _run_of(home: Path) -> Subject:
+    """A run that has ended, from its folder."""
+    file = home / CONFIG
+    if not file.is_file():
+        raise ValueError(f"--run {home} holds no {CONFIG}: name a folder that `tastemaker train` left.")
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    left = home / (PIPELINE if tree["lora"] is None else LORA)
+    if not left.exists():
+        raise ValueError(f"--run {home} holds no {left.relative_to(home)}: the run has not ended.")
+    if tree["lora"] is None:
+        return Subject(tree, file, pipeline=left)
+    return Subject(tree, file, replace(build(LoRA, tree["lora"], Where("lora")), file=str(left)))
 
 
 def _lora(found: Any) -> LoRA:
@@ -160,24 +196,20 @@ def _lora(found: Any) -> LoRA:
     return cast(LoRA, build(LoRA, settings, Where("--lora", "lora")))
 
 
-def _resolved(tree: dict[str, Any], flags: Mapping[str, Any]) -> config.Resolved:
-    """The run's own settings with the flags' `evaluation` over them."""
-    values = {key: value for key, value in tree.items() if key not in config.SHARED}
-    algorithm = dict(values.pop("algorithm", {}))
-    name = str(algorithm.pop("name", next(iter(config.algorithms()))))
-    defaults = plain(attribute(config.algorithms()[name])())
-    # a run's file states every setting; some are refused beside others when somebody states them
-    chosen = {key: value for key, value in algorithm.items() if key not in defaults or value != defaults[key]}
+def _resolved(subject: Subject, flags: Mapping[str, Any]) -> config.Resolved:
+    """The run's own settings, or the model's, with the flags over them."""
     over = {key: flags[key] for key in ("seed", "device", "mixed_precision") if key in flags}
-    if not isinstance(flags.get("evaluation", {}), Mapping):
-        raise ValueError(f"--evaluation is a group of settings, --evaluation.KEY; found {flags['evaluation']!r}.")
-    evaluation = {**(values.get("evaluation") or {}), **dict(flags.get("evaluation", {}))}
-    asked = {**values, **over, "evaluation": evaluation, "algorithm": chosen}
-    asked.setdefault("reward", next(iter(REWARDS)))
-    if not asked.get("prompts") and not evaluation.get("prompts"):
+    asked = flags.get("evaluation", {})
+    if not isinstance(asked, Mapping):
+        raise ValueError(f"--evaluation is a group of settings, --evaluation.KEY; found {asked!r}.")
+    if subject.file:
+        return config.resolve(str(subject.file), {**over, "evaluation": asked}, {})
+    values = {key: value for key, value in subject.tree.items() if key not in config.SHARED}
+    values["evaluation"] = {**(values.get("evaluation") or {}), **asked}
+    values["prompts"] = values.get("prompts") or values["evaluation"].get("prompts")
+    if not values["prompts"]:
         raise ValueError("there are no prompts to judge by: give --evaluation.prompts, a set or a text file.")
-    asked["prompts"] = asked.get("prompts") or evaluation["prompts"]
-    return config.resolve(name, asked, {})
+    return config.resolve(next(iter(config.algorithms())), {"reward": next(iter(REWARDS)), **values, **over}, {})
 
 
 def _policy(tree: Mapping[str, Any], flags: Mapping[str, Any], lora: LoRA | None) -> Exportable:
@@ -192,6 +224,7 @@ def _policy(tree: Mapping[str, Any], flags: Mapping[str, Any], lora: LoRA | None
         width=None if "resolution" in flags else tree.get("width"),
         revision=tree.get("revision"),
         variant=tree.get("variant"),
+        sets=("base",) if lora else (),  # of a whole network that would be a copy
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tastemaker
-from tastemaker.training.record import read_lines
+from tastemaker.training.lines import read_lines
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ def test_a_picture_without_a_score_is_left_out_and_counted(tmp_path: Path) -> No
     )
     assert ran.out.count("  1 failed  ") == 2
     for row in runs.metrics(output):
-        samples = [one for one in runs.rows(output, "samples") if one["iteration"] == row["iteration"]]
+        kept = [one for one in runs.rows(output, "samples") if one["kind"] == "training"]
+        samples = [one for one in kept if one["iteration"] == row["iteration"]]
         assert [one["prompt"] for one in samples if one["reward"] is None] == ["bad luck"]
         scores = [one["reward"] for one in samples if one["reward"] is not None]
         found = row["reward"]

@@ -157,7 +157,7 @@ def test_files_of_other_programs_begin_a_run(model, finished, tmp_path):
 
 def test_a_file_that_does_not_fit_is_refused(model, v_model, finished, tmp_path):
     _, file = finished
-    with pytest.raises(ValueError, match=r"--lora .*Set lora.rank to the file's rank \(2\)"):
+    with pytest.raises(ValueError, match=r"--lora .*: it is of rank 2, and --lora.rank is 1. Give --lora.rank 2 or"):
         load(model, lora=LoRA(rank=1, targets=TARGETS, file=str(file)))
     with pytest.raises(ValueError, match=r"--lora .*gets no adapter here. lora.targets is to_q:"):
         load(model, lora=LoRA(targets=("to_q",), file=str(file)))
@@ -171,6 +171,11 @@ def test_a_file_that_does_not_fit_is_refused(model, v_model, finished, tmp_path)
     save_file({"text_encoder.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "text.safetensors")
     with pytest.raises(ValueError, match=r"tunes no layer of the unet"):
         load(model, lora=LoRA(file=str(tmp_path / "text.safetensors")))
+    layer = next(name.removesuffix("down.weight") for name in load_file(file) if name.endswith("to_q.lora.down.weight"))
+    wide = {f"{layer}{part}.weight": torch.ones(shape) for part, shape in (("down", (5, 16)), ("up", (16, 5)))}
+    save_file(load_file(file) | wide, tmp_path / "wide.safetensors")  # one layer of a higher rank than the others
+    with pytest.raises(ValueError, match=r"of rank 5, and --lora.rank is 1. Give --lora.rank 5 or more"):
+        load(model, lora=LoRA(rank=1, targets=TARGETS, file=str(tmp_path / "wide.safetensors")))
 
 
 def test_a_file_that_tunes_the_text_encoder_too_is_read_with_a_warning(model, finished, tmp_path):

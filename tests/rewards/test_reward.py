@@ -195,6 +195,40 @@ def test_score_masks_and_never_gives_zero() -> None:
         score(lambda i, p: (_ for _ in ()).throw(KeyboardInterrupt), pictures(), PROMPTS)
 
 
+def failing(times: int, answer: Any = brightness) -> tuple[Any, list[int]]:
+    """A judge that raises at its first calls, and the list of its calls."""
+    calls: list[int] = []
+
+    def judge(images: Tensor, prompts: Prompts) -> Any:
+        calls.append(len(images))
+        if len(calls) <= times:
+            raise TimeoutError(f"no answer to call {len(calls)}")
+        return answer(images, prompts)
+
+    return judge, calls
+
+
+def test_a_judge_that_raises_is_asked_once_more_and_the_notes_say_so() -> None:
+    judge, calls = failing(1)
+    scores = score(judge, pictures(), PROMPTS)
+    assert torch.equal(scores.value, VALUE) and calls == [N, N]
+    assert scores.notes == ("asked twice: the first call raised TimeoutError: no answer to call 1",) * N
+    scores = score(failing(1, Judge())[0], pictures(), PROMPTS)
+    assert scores.notes[1] == "asked twice: the first call raised TimeoutError: no answer to call 1\nsaw p1"
+    assert torch.equal(scores.parts["twice"], 2 * VALUE)
+    judge, calls = failing(2)
+    scores = score(judge, pictures(), PROMPTS)
+    assert scores.value.isnan().all() and calls == [N, N]
+    note = scores.notes[0] or ""
+    assert "no answer to call 1" in note and note.endswith("TimeoutError: no answer to call 2\n")
+
+
+def test_an_answer_is_no_reason_to_ask_again() -> None:
+    judge, calls = failing(0, lambda images, prompts: torch.full((N,), torch.nan))
+    scores = score(judge, pictures(), PROMPTS)
+    assert scores.value.isnan().all() and scores.notes == () and calls == [N]
+
+
 @pytest.mark.parametrize(
     ("reward", "error"),
     [

@@ -235,6 +235,25 @@ def test_too_many_failed_scores_end_the_run_with_a_checkpoint_to_go_on_from(tmp_
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "broken")
 
 
+def test_a_judge_that_has_a_hiccup_costs_no_picture(tmp_path: Path) -> None:
+    """Its second answer counts, and both calls count as asked."""
+    calls: list[int] = []
+
+    def hiccups(images: Tensor, prompts: Any) -> Tensor:
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise TimeoutError("no answer")
+        return closeness(images, prompts)
+
+    plain, policy = Toy(), Toy()
+    assert run_of(tmp_path / "plain", SMALL, plain).train()
+    assert run_of(tmp_path / "run", SMALL, policy, reward=hiccups, max_failed=0.0).train()
+    assert same(plain.state(), policy.state()) and calls[:3] == [8, 4, 4]
+    rows = metrics(tmp_path / "run")
+    assert [row["queries"] for row in rows] == [12 + 4, 12, 12] and not any(row["reward"]["failed"] for row in rows)
+    assert metrics(tmp_path / "run", "queries") == metrics(tmp_path / "plain", "queries")
+
+
 def test_as_many_as_are_allowed_may_fail(tmp_path: Path) -> None:
     run = run_of(tmp_path, SMALL, Toy(), reward=failing(lambda b: b in (0, 5, 11)), max_failed=0.25)
     assert run.train()

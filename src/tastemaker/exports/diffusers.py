@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -30,9 +31,20 @@ def save(policy: Exportable, output_dir: Path) -> Path:
     notes = {"format": "pt", "software": "tastemaker", "scale": "alpha / rank is inside lora.up; load with strength 1"}
     arranged = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(to_bytes(arranged, metadata=notes))
+    partial.write_bytes(_sorted_header(to_bytes(arranged, metadata=notes)))
     os.replace(partial, path)
     return path
+
+
+def _sorted_header(file: bytes) -> bytes:
+    """The same safetensors file with its header's keys sorted: as it is written, metadata is in an order of chance.
+
+    8 bytes with the header's length, little-endian; the header, JSON filled up with spaces to whole 8 bytes; the data.
+    """
+    size = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[8 + size :]
 
 
 def _save_pipeline(policy: Exportable, folder: Path) -> Path:

@@ -219,13 +219,19 @@ def _begin_at(named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], lo
             f"--lora {lora.file}: its layer {unknown[0]!r} (and {len(unknown) - 1} more) gets no adapter here. "
             f"lora.targets is {', '.join(lora.targets)}: name the file's layers there."
         )
+    needed = max((tensor.shape[0] for name, tensor in start.items() if ".lora_A." in name), default=0)
+    if needed > lora.rank:
+        raise ValueError(
+            f"--lora {lora.file}: it is of rank {needed}, and --lora.rank is {lora.rank}. Give --lora.rank {needed} "
+            "or more."
+        )
     for name, tensor in start.items():
         place, is_b = named[name].data, ".lora_B." in name
         rank, columns = tensor.shape[1 if is_b else 0], place.shape[0 if is_b else 1]
         if rank > lora.rank or tensor.shape[0 if is_b else 1] != columns or tensor.shape[2:] != place.shape[2:]:
             raise ValueError(
                 f"--lora {lora.file}: {name!r} is {list(tensor.shape)}, here it is {list(place.shape)}. "
-                f"Set lora.rank to the file's rank ({rank}) or more, and use the model it was made for."
+                "Use the model it was made for."
             )
         if is_b:
             place[:, :rank] = tensor.to(place) / lora.scale

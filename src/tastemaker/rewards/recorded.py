@@ -12,17 +12,16 @@ from tastemaker.rewards.reward import NamedReward, Scores, adapt
 
 
 class Recorded:
-    """Passes calls on, graph and all, and counts pictures asked, seconds, and pictures left without a valid score.
+    """Passes calls on, graph and all, and counts seconds and pictures asked: a call that is made once more because it
+    raised was asked for twice.
 
-    Safe to call from the scoring thread and the main thread. A call that raises counts as failed for all its pictures
-    and raises on. The counters may be set, so that a resumed iteration goes on counting where it was.
+    Safe to call from the scoring thread and the main thread.
     """
 
     def __init__(self, reward: Any) -> None:
         self.reward: NamedReward = adapt(reward)
         self.queries = 0
         self.seconds = 0.0
-        self.failed = 0
         self._lock = threading.Lock()
 
     @property
@@ -36,13 +35,10 @@ class Recorded:
         return self.reward.device
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
-        began, failed = time.perf_counter(), len(images)
+        began = time.perf_counter()
         try:
-            scores = self.reward(images, prompts)
-            failed = int((~scores.value.detach().isfinite()).sum())
-            return scores
+            return self.reward(images, prompts)
         finally:
             with self._lock:
                 self.queries += len(images)
-                self.failed += failed
                 self.seconds += time.perf_counter() - began

@@ -125,16 +125,27 @@ def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
 
 def score(reward: Any, images: Tensor, prompts: Prompts) -> Scores:
     """Scores without a graph, on the CPU. NaN where the score is not finite; all NaN, with the traceback in `notes`,
-    where the reward raised. Nothing that can be retried or masked stops a run here; the caller counts the NaN."""
+    where the reward raised twice. Nothing that can be retried or masked stops a run here; the caller counts the NaN."""
     judge = adapt(reward)
     with torch.no_grad():
         try:
-            value, parts, notes = judge(images, prompts)
+            value, parts, notes = _asked(judge, images, prompts)
         except Exception:
             return Scores(torch.full((len(images),), torch.nan), {}, (traceback.format_exc(),) * len(images))
         value = value.detach().cpu()
         value = torch.where(value.isfinite(), value, torch.nan)
         return Scores(value, {part: numbers.detach().cpu() for part, numbers in parts.items()}, notes)
+
+
+def _asked(judge: NamedReward, images: Tensor, prompts: Prompts) -> Scores:
+    """A judge's answer. One that raises is asked once more, for a remote one may have hiccups, and the notes say so."""
+    try:
+        return judge(images, prompts)
+    except Exception as error:
+        scores = judge(images, prompts)
+        said = f"asked twice: the first call raised {type(error).__name__}: {error}"
+        own = scores.notes or (None,) * len(images)
+        return scores._replace(notes=tuple(said if note is None else f"{said}\n{note}" for note in own))
 
 
 def _name(reward: Any) -> str:

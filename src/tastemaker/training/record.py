@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +15,12 @@ from tqdm import tqdm
 
 from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Policy
-from tastemaker.reports.pictures import save
 from tastemaker.rewards.recorded import Recorded
+from tastemaker.training.lines import Lines
+from tastemaker.training.samples import Samples
 from tastemaker.world import World
 
-SCHEMA = 1
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class Bars:
@@ -49,48 +47,6 @@ class Bars:
             self.bar = None
 
 
-class Lines:
-    """A jsonl file whose first line is its schema; lines behind a cursor can be cut off, and one replaced."""
-
-    def __init__(self, path: Path, kind: str, *, write: bool) -> None:
-        self.path, self.kind, self.write = path, kind, write
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        if not self.write:
-            return
-        new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(json.dumps({"schema": SCHEMA, "kind": self.kind}) + "\n")
-            file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
-
-    def rows(self) -> list[dict[str, Any]]:
-        return read_lines(self.path)
-
-    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Leaves only the rows that are wanted; a half-written last line goes too."""
-        if not self.write or not self.path.exists():
-            return
-        rows = [row for row in self.rows() if wanted(row)]
-        head = json.dumps({"schema": SCHEMA, "kind": self.kind})
-        part = self.path.with_suffix(".part")
-        part.write_text("\n".join([head, *(json.dumps(row, allow_nan=False) for row in rows)]) + "\n", encoding="utf-8")
-        part.replace(self.path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of one of a run's jsonl files, without the schema line and without a half-written last one."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if "schema" not in row:
-            rows.append(row)
-    return rows
-
-
 class Record:
     """Keeps the numbers of the iteration under way and writes them when it ends. One a device; only rank 0 writes."""
 
@@ -99,10 +55,11 @@ class Record:
     ) -> None:
         self.folder, self.iterations, self.samples = folder, iterations, samples
         self.metrics = Lines(folder / METRICS, "metrics", write=write)
-        self.shown = Lines(folder / SAMPLES, "samples", write=write)
+        self.shown = Samples(folder, "training", write=write)
         self.progress = Bars()
         self.write = write
         self._updates: list[dict[str, float]] = []
+        self._held_out: dict[str, float] = {}
         self._before: dict[str, float] = {}
         self._carried: dict[str, float] = {}
         self._reached: dict[str, float] | None = None
@@ -114,11 +71,8 @@ class Record:
 
     def rewind(self, iteration: int) -> None:
         """Forgets what lies behind the cursor: a resumed run makes it again."""
-        for lines in (self.metrics, self.shown):
-            lines.keep(lambda row: row["iteration"] < iteration)
-        for folder in (self.folder / "samples").glob("*") if self.write else ():
-            if folder.name.isdecimal() and int(folder.name) > iteration:
-                shutil.rmtree(folder)
+        self.metrics.keep(lambda row: row["iteration"] < iteration)
+        self.shown.forget(lambda made: made >= iteration)
 
     def begin(self, iteration: int, reward: Recorded, policy: Policy) -> None:
         """A new iteration: counters are read, so that its end knows what it cost."""
@@ -130,22 +84,19 @@ class Record:
     def carry(self, carried: Mapping[str, Any]) -> None:
         """Goes on with the numbers of an interrupted iteration; called before `begin`."""
         self._updates = [dict(update) for update in carried["updates"]]
-        self._carried = dict(carried["counters"])
+        self._held_out, self._carried = dict(carried["held_out"]), dict(carried["counters"])
 
     def carried(self) -> dict[str, Any]:
         """The numbers of this iteration so far, for a checkpoint inside it.
 
         Calls of an update that was begun and dropped are not among them: they are made again.
         """
-        return {"updates": self._updates, "counters": self._spent(self._reached or self._count())}
+        counters = self._spent(self._reached or self._count())
+        return {"updates": self._updates, "held_out": self._held_out, "counters": counters}
 
-    def asked(self, reward: Recorded) -> int:
-        """Scores asked for in this iteration."""
-        return int(reward.queries - self._before["queries"] + self._carried.get("queries", 0))
-
-    def failed(self, reward: Recorded) -> int:
-        """Scores of this iteration that failed."""
-        return int(reward.failed - self._before["failed"] + self._carried.get("failed", 0))
+    def judged(self, means: Mapping[str, float]) -> None:
+        """The mean score by every judge of the evaluation before this iteration; called before the iteration ends."""
+        self._held_out = dict(means)
 
     def why_failed(self, it: Iteration) -> str:
         """The last line of a failed score's traceback, where the reward raised."""
@@ -183,6 +134,7 @@ class Record:
             },
             "images": len(values),
             "reward": {**{k: float(v) for k, v in summary.items()}, "failed": len(values) - len(ok), "parts": parts},
+            "held_out": self._held_out,
             "updates": self._updates,
             "memory": _memory(policy.device),
         }
@@ -190,7 +142,7 @@ class Record:
         if self.write:
             print(self._line(row), flush=True)
             self._keep_samples(it, policy)
-        self._updates, self._carried = [], {}
+        self._updates, self._held_out, self._carried = [], {}, {}
 
     def _spent(self, now: Mapping[str, float]) -> dict[str, float]:
         spent = {name: now[name] - self._before[name] for name in now}
@@ -217,29 +169,23 @@ class Record:
         if reward is None or x0 is None or not len(reward) or self.samples == 0:
             return
         rows = _spread(reward, len(reward) if self.samples == "all" else self.samples)
-        folder = self.folder / "samples" / str(int(it.key.iteration))
-        folder.mkdir(parents=True, exist_ok=True)
+        parts = _own_parts(it)
         with torch.no_grad():
             images = policy.decode(x0[rows].to(policy.device))
         for row, image in zip(rows, images, strict=True):
-            name = it.prompts.ids[row]
-            save(image, folder / f"{name}.webp")
-            value = float(reward[row])
             self.shown.add(
-                {
-                    "iteration": int(it.key.iteration),
-                    "id": name,
-                    "prompt": it.prompts.texts[row],
-                    "reward": value if math.isfinite(value) else None,
-                    "file": f"samples/{int(it.key.iteration)}/{name}.webp",
-                }
+                int(it.key.iteration),
+                it.prompts.ids[row],
+                image,
+                prompt=it.prompts.texts[row],
+                reward=float(reward[row]),
+                parts={name: float(part[row]) for name, part in parts.items()},
             )
 
 
 def _counters(reward: Recorded, policy: Policy) -> dict[str, float]:
     return {
         "queries": reward.queries,
-        "failed": reward.failed,
         "s_reward": reward.seconds,
         "rows_forward": policy.rows.forward,
         "rows_backward": policy.rows.backward,
@@ -249,13 +195,17 @@ def _counters(reward: Recorded, policy: Policy) -> dict[str, float]:
 def _gathered(it: Iteration) -> tuple[Tensor, dict[str, float]]:
     """Everyone's rewards `[N]`, and the mean of every named part."""
     own = it.kept.get("rollout.reward", torch.zeros(0))
-    ids, prefix = it.prompts.ids[: len(own)], "rollout.parts."
-    mine = {name.removeprefix(prefix): value for name, value in it.kept.items() if name.startswith(prefix)}
-    parts = {}
+    ids, mine, parts = it.prompts.ids[: len(own)], _own_parts(it), {}
     for name in names_anywhere(it.world, mine):
         everyones = it.world.everyone(mine.get(name, torch.full((len(own),), torch.nan)), ids=ids)
         parts[name] = float(everyones.nanmean())
     return it.world.everyone(own, ids=ids), parts
+
+
+def _own_parts(it: Iteration) -> dict[str, Tensor]:
+    """The named parts `[B]` of this device's rewards."""
+    prefix = "rollout.parts."
+    return {name.removeprefix(prefix): value for name, value in it.kept.items() if name.startswith(prefix)}
 
 
 def names_anywhere(world: World, names: Iterable[str]) -> list[str]:
@@ -284,12 +234,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

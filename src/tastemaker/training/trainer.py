@@ -131,8 +131,8 @@ class Run:
 
     def _check_failures(self, it: Iteration, state: State) -> None:
         """Too many failed scores end the run, with a checkpoint from which the iteration is drawn anew."""
-        asked = self.world.sum(self.record.asked(self.reward))
-        failed = self.world.sum(self.record.failed(self.reward))
+        own = it.kept.get("rollout.reward", torch.zeros(0))
+        asked, failed = self.world.sum(len(own)), self.world.sum(int((~own.isfinite()).sum()))
         if failed > self.max_failed * asked:
             self._save(Cursor(int(it.key.iteration), 0), state, {})
             raise ValueError(

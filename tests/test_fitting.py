@@ -1,0 +1,70 @@
+"""What a device's memory allows: chosen by `--fit` and written down, or found out where there is a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import runs
+from tastemaker import config, fitting, planning
+from tastemaker.process.schedule import Schedule
+
+CUDA = torch.device("cuda", 1)
+
+
+def resolved(**flags: Any) -> config.Resolved:
+    given = {"model": runs.model(), "reward": "jpeg_compressibility", "prompts": "shapes", **flags}
+    return config.resolve("ddpo", {**given, "algorithm": {"images": 8, "updates": 1, "steps": 4}}, {})
+
+
+def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (count, 10**12))
+
+
+def test_too_little_free_memory_says_how_much_there_is_and_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 2**29)
+    needed = r"needs 0\.\d\d GiB within 90% of it"
+    with pytest.raises(
+        ValueError, match=rf"^0\.50 GiB of the memory of cuda:1 are free, .* one item .* {needed}"
+    ) as one:
+        fitting.within(resolved(), CUDA)
+    assert "use --gradient_checkpointing and --vae_slicing, or --fit with an amount" in str(one.value)
+    with pytest.raises(ValueError, match=r"or use --vae_slicing, or --fit with") as some:
+        fitting.within(resolved(gradient_checkpointing=True), CUDA)
+    with pytest.raises(ValueError, match=r"or lower --resolution\.$") as none:
+        fitting.within(resolved(gradient_checkpointing=True, vae_slicing=True), CUDA)
+    assert not any("is not enough" in str(error.value) for error in (one, some, none))
+    with pytest.raises(ValueError, match=r"^--fit 0\.50 GiB is not enough"):  # asked for, it is spoken of
+        fitting.within(resolved(fit="512MiB"), CUDA)
+
+
+def test_enough_free_memory_limits_the_calls_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 10**9)
+    asked = resolved()
+    run, limit, words = fitting.within(asked, CUDA)
+    assert run is asked.run and words == [] and limit is not None and limit > 1
+    assert fitting.within(resolved(plan={"micro_batch": 3}), CUDA)[1] is None
+
+
+def test_what_was_chosen_is_stated_and_what_was_asked_for_stays() -> None:
+    def decided(**flags: Any) -> tuple[config.Resolved, int]:
+        asked = resolved(**flags)
+        run, limit, _ = fitting.within(asked, torch.device("cpu"))
+        alpha = torch.linspace(0.1, 0.9, 5)
+        grid = Schedule(torch.arange(4.0), alpha, (1 - alpha**2).sqrt())
+        plan = planning.solve(asked.algorithm, run, grid, 1, limit)
+        return fitting.decided(asked, replace(run), plan), plan.micro_batch
+
+    found, rows = decided(fit="1GB")
+    names = ("gradient_checkpointing", "vae_slicing", "plan.micro_batch")
+    assert [found.origin[name] for name in names] == ["fit"] * 3
+    assert (found.tree["gradient_checkpointing"], found.tree["vae_slicing"]) == (False, False)
+    assert found.tree["plan"] == {"micro_batch": rows, "sampling_batch": None} and rows > 1
+    found, _ = decided(fit="1GB", gradient_checkpointing=True, plan={"micro_batch": 2})
+    assert [found.origin[name] for name in names] == ["flag", "fit", "flag"]
+    assert found.tree["gradient_checkpointing"] is True and found.tree["plan"]["micro_batch"] == 2
+    open_ = resolved()
+    assert fitting.decided(open_, open_.run, None) is open_  # type: ignore[arg-type]
