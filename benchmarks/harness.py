@@ -24,8 +24,8 @@ from tastemaker.rewards import named
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.run import load_policy, pick_device
 from tastemaker.training.checkpoint import Checkpoints
-from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.lines import read_lines
+from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import METRICS, Record
 from tastemaker.training.trainer import Run
 from tastemaker.world import World

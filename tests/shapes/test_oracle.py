@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cache
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from house.syntax import ROOT
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards.reward import check
 from tastemaker.shapes import assets, oracle
 from tastemaker.shapes.captions import heldout, read
 from tastemaker.shapes.drawing import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, draw
-from tastemaker.shapes.gates import agreement, roughened
+from tastemaker.shapes.gates import agreement, from_sheet, labelled_gate, roughened
 from tastemaker.shapes.pretrain import drawn
 
 PICTURES = 400
@@ -54,6 +56,13 @@ def test_after_the_autoencoder_jpeg_and_blur_they_are_still_read() -> None:
     vae: Any = AutoencoderKL.from_pretrained(assets.folder() / "vae", torch_dtype=torch.float32).eval()
     back = torch.cat([vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample for x in images.split(50)])
     assert max(wrong(roughened((back / 2 + 0.5).clamp(0, 1)), scenes).values()) <= 2.0
+
+
+def test_samples_of_the_base_are_read_as_a_person_reads_them() -> None:
+    """200 samples, labelled by eye; the oracle's "unsure" counts as disagreement."""
+    labels = json.loads((ROOT / "docs" / "oracle" / "labels.json").read_text())
+    found = labelled_gate(from_sheet(ROOT / "docs" / "oracle" / "sheet.png", len(labels)), labels)
+    assert min(found[name] for name in ("count", "colour", "shape")) >= 95 and found["unsure"] <= 5, found
 
 
 STRANGE = {

@@ -26,13 +26,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "heart")
 COUNTS = (1, 2, 3, 4)
 BACKGROUNDS = ("plain", "gradient", "stripes", "checker", "speckle")
-_SHARES = (0.32, 0.20, 0.16, 0.16, 0.16)  # of pictures; half are smooth, so that JPEG sizes differ
+_SHARES = (0.26, 0.18, 0.18, 0.20, 0.18)  # of pictures
 
 OUTLINE = (40, 36, 54)
 _OVERSAMPLING = 4
 _SOFT = 1.0  # pixels from one tone of a texture to the other
 _RADII = {1: (12.0, 19.0), 2: (11.0, 14.5), 3: (10.0, 12.5), 4: (9.5, 12.0)}  # pixels, by count
-_TILT = {"circle": 0.0, "square": 18.0, "triangle": 18.0, "star": 36.0, "heart": 18.0}  # degrees, to either side
+_TILT = {"circle": 0.0, "square": 18.0, "triangle": 18.0, "star": 12.0, "heart": 18.0}  # degrees, to either side
 
 Picture = NDArray[np.uint8]
 
@@ -80,7 +80,7 @@ def draw(scene: Scene, rng: random.Random) -> Picture:
     big = Image.fromarray(canvas).resize((SIZE * _OVERSAMPLING,) * 2, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(big)
     fill = tuple(int(np.clip(c + rng.uniform(-12, 12), 0, 255)) for c in COLOURS[scene.colour])
-    width = round(rng.uniform(1.7, 2.2) * _OVERSAMPLING)
+    width = round(rng.uniform(1.6, 2.0) * _OVERSAMPLING)
     for x, y, radius in _places(scene.count, rng):
         tilt = rng.uniform(-_TILT[scene.shape], _TILT[scene.shape])
         corners = turned(outline(scene.shape), tilt) * radius + (x, y)
@@ -116,8 +116,8 @@ def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:
 def _tones(rng: random.Random) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Two muted tones: their saturation stays far below that of every object."""
     hue, saturation = rng.random(), rng.uniform(0.05, 0.24)
-    light = rng.uniform(0.86, 0.98)
-    dark = light - rng.uniform(0.44, 0.64)
+    light = rng.uniform(0.88, 0.98)
+    dark = light - rng.uniform(0.56, 0.74)
     return _rgb(hue, saturation * 0.8, light), _rgb(hue + rng.uniform(-0.08, 0.08), saturation, dark)
 
 
@@ -131,7 +131,9 @@ def _background(kind: str, rng: random.Random) -> Picture:
     light, dark = _tones(rng)
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64) + 0.5
     if kind == "plain":
-        share = np.full((SIZE, SIZE), rng.choice((0.0, 1.0)))
+        share = np.full(
+            (SIZE, SIZE), rng.choice((rng.uniform(0.0, 0.2), rng.uniform(0.7, 0.85)))
+        )  # not the mean of all
     elif kind == "gradient":
         angle = rng.uniform(0, 2 * math.pi)
         along = x * math.cos(angle) + y * math.sin(angle)

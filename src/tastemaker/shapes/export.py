@@ -41,6 +41,7 @@ def export(work: Path, assets: Path = ASSETS) -> int:
     made.to(dtype=torch.float16)
     made.save_pretrained(base, safe_serialization=True)
     _prefix(base / "text_encoder" / "model.safetensors")
+    _nameless(base / "vae" / "config.json")
     models.tokenizer(base / "tokenizer")  # vocab.json and merges.txt beside tokenizer.json, for older readers
     shutil.copy(DEFAULTS, base / DEFAULTS.name)
     files = sorted(path for path in base.rglob("*") if path.is_file())
@@ -48,6 +49,13 @@ def export(work: Path, assets: Path = ASSETS) -> int:
     (assets / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     print(f"step {state['step']}, {state['seconds'] / 60:.0f} minutes of training")
     return sum(path.stat().st_size for path in files)
+
+
+def _nameless(file: Path) -> None:
+    """A configuration without the folder that it was loaded from."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _prefix(file: Path) -> None:

@@ -102,7 +102,7 @@ def base_gate(images: Tensor, texts: Sequence[str]) -> dict[str, Any]:
     by_text: dict[str, list[float]] = {}
     for text, kb in zip(texts, size, strict=True):
         by_text.setdefault(text, []).append(float(kb))
-    spread = [np.std(sizes) / np.mean(sizes) for sizes in by_text.values() if len(sizes) > 3]
+    spread = [np.std(sizes, ddof=1) / np.mean(sizes) for sizes in by_text.values() if len(sizes) > 3]
     return {
         "pictures": len(pairs),
         "colour": _share([r.colour.value == a[1] for r, a in pairs]),
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--eta", type=float, default=0.0)
-    parser.add_argument("--sheet", type=Path, help="also write the first 200 samples as one picture")
+    parser.add_argument("--sheet", type=Path, help="also write 200 of the samples, evenly spaced, as one picture")
     asked = parser.parse_args(argv)
     if asked.stage == "vae":
         from diffusers import AutoencoderKL
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     draw = _drawer(model, steps=asked.steps, guidance=asked.guidance, eta=asked.eta, seed=0)
     images, texts = base_samples(draw, asked.count or 1024)
     if asked.sheet:
-        contact_sheet(images[:200], asked.sheet)
+        contact_sheet(images[torch.linspace(0, len(images) - 1, 200).long()], asked.sheet)
     print(json.dumps(base_gate(images, texts)))
 
 
