@@ -198,4 +198,4 @@ def test_sentences_say_what_changed() -> None:
     head, first, second = sentences({"taste": change, "longer name": zero}, 64, "shapes_heldout")
     assert head == "64 pictures of shapes_heldout, same prompts and noise before and after (95 % intervals):"
     assert first == "  taste        -2 -> -1.5   +0.5 [+0.4, +0.6]   +25 %, +1.25 SD, 90% of pairs won"
-    assert second == "  longer name  0 -> 0.1   +0.1 [+0, +0.2]   +nan SD, 50% of pairs won"
+    assert second == "  longer name  0 -> 0.1   +0.1 [+0, +0.2]   50% of pairs won"

@@ -147,9 +147,10 @@ def sentences(changes: dict[str, Change], pictures: int, prompts_name: str) -> l
     for name, found in changes.items():
         low, high = found.change.low, found.change.high
         relative = f"{100 * found.change.mean / abs(found.base.mean):+.0f} %, " if found.base.mean else ""
+        deviations = "" if np.isnan(found.deviations) else f"{found.deviations:+.2f} SD, "  # the base's did not vary
         lines.append(
             f"  {name:<{width}}  {found.base.mean:.4g} -> {found.tuned.mean:.4g}   {found.change.mean:+.3g} "
-            f"[{low:+.3g}, {high:+.3g}]   {relative}{found.deviations:+.2f} SD, {found.wins.mean:.0%} of pairs won"
+            f"[{low:+.3g}, {high:+.3g}]   {relative}{deviations}{found.wins.mean:.0%} of pairs won"
         )
     return lines
 

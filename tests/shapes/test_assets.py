@@ -79,4 +79,4 @@ def test_the_model_brings_the_settings_of_the_demo() -> None:
     said = config.model_defaults(assets.folder())
     found = config.resolve("ddpo", {"model": "shapes", "reward": "jpeg_compressibility"}, said)
     assert found.run.prompts == "shapes" and found.run.evaluation.prompts == "shapes_heldout"
-    assert found.origin["algorithm.images"] == "model" and found.origin["algorithm.clip"] == "paper"
+    assert found.origin["algorithm.images"] == "model" and found.origin["algorithm.advantage_limit"] == "paper"
