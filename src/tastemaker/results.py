@@ -97,7 +97,7 @@ class Results:
         value = next(iter(self.base.values())).nan_to_num()
         rows.sort(key=lambda b: (float(value[b]), b))
         count = min(SHOWN, len(rows))
-        return [rows[round(k * (len(rows) - 1) / max(count - 1, 1))] for k in range(count)]
+        return sorted(rows[round(k * (len(rows) - 1) / max(count - 1, 1))] for k in range(count))
 
     def sentences(self) -> list[str]:
         """The last evaluation against the first, a line a score."""
