@@ -131,9 +131,8 @@ def _background(kind: str, rng: random.Random) -> Picture:
     light, dark = _tones(rng)
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64) + 0.5
     if kind == "plain":
-        share = np.full(
-            (SIZE, SIZE), rng.choice((rng.uniform(0.0, 0.2), rng.uniform(0.7, 0.85)))
-        )  # not the mean of all
+        tone = rng.choice((rng.uniform(0.0, 0.2), rng.uniform(0.7, 0.85)))  # a tone between would draw samples to it
+        share = np.full((SIZE, SIZE), tone)
     elif kind == "gradient":
         angle = rng.uniform(0, 2 * math.pi)
         along = x * math.cos(angle) + y * math.sin(angle)

@@ -1,4 +1,4 @@
-"""Pretraining of the built-in base model: `python -m tastemaker.shapes.pretrain vae|base|export --folder work`.
+"""Pretraining of the built-in base model: `python -m tastemaker.shapes.pretrain vae|base --folder work`.
 
 Seeded, and resumable: every step's pictures, noise and times are functions of (seed, step), and a checkpoint is written
 every 100 steps, so the same command continues where it stopped. Costs are in `docs/shapes.md`.
