@@ -127,7 +127,7 @@ def perform(job: Job, folder: Path, threads: int) -> dict[str, Any]:
 def train(job: Job, folder: Path) -> None:
     """`tastemaker.train` with the row's settings."""
     import tastemaker
-    from tastemaker.build import attribute
+    from tastemaker.build import attribute, build
     from tastemaker.config import algorithms
     from tastemaker.rewards import named
 
@@ -142,7 +142,7 @@ def train(job: Job, folder: Path) -> None:
         "save_samples": 0,
         "checkpointing_steps": 0,
     }
-    algorithm = attribute(algorithms()[name])(**given) if given else name
+    algorithm = build(attribute(algorithms()[name]), given) if given else name
     tastemaker.train(algorithm=algorithm, **{key: value for key, value in settings.items() if key not in OWN})
 
 
