@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 import tastemaker
-from tastemaker import config, planning
+from tastemaker import config, devices, planning
 from tastemaker.policy.policy import Exportable
+from tastemaker.preparation import load_policy
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import named
 from tastemaker.rewards.recorded import Recorded
-from tastemaker.run import load_policy, pick_device
 from tastemaker.training.checkpoint import Checkpoints
 from tastemaker.training.lines import read_lines
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import METRICS, Record
-from tastemaker.training.trainer import Run
+from tastemaker.training.trainer import Training
 from tastemaker.world import World
 
 HERE = Path(__file__).parent
@@ -77,7 +77,7 @@ def write_result(name: str, found: Mapping[str, Any], folder: Path = RESULTS) ->
 
 def training(
     algorithm: Any, settings: Mapping[str, Any], folder: Path, between: Callable[[int], None]
-) -> tuple[Run, Exportable]:
+) -> tuple[Training, Exportable]:
     """A run as `tastemaker.train` composes it, with `between` in the place of evaluation, and its policy.
 
     `between(k)` is called before iteration k and once more after the last, so what lies between two calls is all that
@@ -88,13 +88,13 @@ def training(
     own = {"evaluation": {"every": 1}, "checkpointing_steps": 0}
     resolved = config.resolve(algorithm, {**settings, **own}, {}, spelling="argument")
     run, algorithm = resolved.run, resolved.algorithm
-    policy = load_policy(run, torch.device(pick_device(run.device)), algorithm.sets)
+    policy = load_policy(run, torch.device(devices.pick(run.device)), algorithm.sets)
     plan = planning.solve(algorithm, run, policy.schedule(algorithm.steps), 1)
     steps = OptimizerSettings(
         learning_rate=algorithm.learning_rate, weight_decay=algorithm.weight_decay, max_grad_norm=run.max_grad_norm
     )
     world = World()
-    made = Run(
+    made = Training(
         algorithm=algorithm,
         policy=policy,
         reward=Recorded(named(run.reward)),

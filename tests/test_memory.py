@@ -257,10 +257,13 @@ def test_of_a_hub_id_only_the_configs_are_fetched(small: Path, monkeypatch: pyte
         asked.append((args, kwargs))
         return str(small)
 
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: None)  # the hub answers
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     by_id = estimate(Setup("someone/some-model-of-theirs", LoRA(rank=2), revision="v1"))
     assert by_id == estimate(Setup(small, LoRA(rank=2)))
-    assert asked == [(("someone/some-model-of-theirs",), {"revision": "v1", "allow_patterns": "*/config.json"})]
+    ((args, settings),) = asked
+    assert args == ("someone/some-model-of-theirs",) and settings["revision"] == "v1"
+    assert settings["allow_patterns"] == ["*/config.json"] and settings["local_files_only"] is False
 
     def refuse(*_: object, **__: object) -> str:
         raise OSError("no network")
@@ -268,3 +271,20 @@ def test_of_a_hub_id_only_the_configs_are_fetched(small: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match="--model someone/other: its config files are neither here nor"):
         estimate(Setup("someone/other", None))
+
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "guides" / "one_gpu.md").read_text(encoding="utf-8")
+HALF = Setup(LARGE, LoRA(), mixed_precision="bf16")
+CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("row", "setup"),
+    [
+        ("LoRA, bf16 or fp16, `--gradient_checkpointing`", replace(HALF, **CHECKPOINTED)),
+        ("whole network, bf16", replace(HALF, lora=None)),
+    ],
+)
+def test_the_guides_table_is_the_estimate(row: str, setup: Setup) -> None:
+    line = next(line for line in GUIDE.splitlines() if line.startswith(f"| {row} |"))
+    assert float(line.split("|")[2]) == round(estimate(setup, cuda=True).needed / 1e9, 1)

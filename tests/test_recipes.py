@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 
 import runs
-from tastemaker import config, fitting, planning, run
+from tastemaker import config, fitting, planning, preparation
 from tastemaker.plan import Plan
+from tastemaker.preparation import load_policy
 from tastemaker.prompts.sources import Listed, source
 from tastemaker.rewards import PENDING
 from tastemaker.rewards import TABLE as REWARDS
-from tastemaker.run import load_policy
 from tastemaker.world import World
 
 RECIPES = sorted(config.recipes())
@@ -89,7 +89,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
         patch.setattr(planning, "show", keep)
         patch.setattr(World, "here", classmethod(lambda cls, device="auto": Apart(size=devices)))
         patch.setenv("COLUMNS", "200")
-        patch.setattr(run, "load_policy", lambda settings, device, sets: policy(recipe, settings, device, sets))
+        patch.setattr(preparation, "load_policy", lambda settings, device, sets: policy(recipe, settings, device, sets))
         if (devices, more) != (1, ()):
             patch.setattr(fitting, "table", lambda *about: [])
         patch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tastemaker.evaluation.evaluate import Change, Trial, Verdict
 from tastemaker.evaluation.statistics import Interval
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import Prompts
+from tastemaker.reports.trackers import Trackers
 from tastemaker.results import SHOWN, Results, sentences
 from tastemaker.training.checkpoint import Cursor
 from tastemaker.training.lines import read_lines
@@ -188,6 +190,24 @@ def test_a_rank_that_does_not_write_writes_nothing(tmp_path: Path) -> None:
     made = results(tmp_path, write=False)
     assert made.add(0, verdict(0))["taste"].change.mean == 0 and made.add(1, verdict(2.0))["taste"].change.mean == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_reaches_the_trackers_with_its_pictures(tmp_path: Path) -> None:
+    class Told(Trackers):
+        rows: list[tuple[Any, Any]] = []
+
+        def evaluation(self, row: Any, samples: Any) -> None:
+            self.rows.append((row, samples))
+
+    told = Told(tmp_path, {})
+    trial = results(tmp_path).trial
+    for write in (True, False):
+        made = Results(tmp_path, trial, "held-out", "deterministic", write=write, trackers=told)
+        for iteration, shift in ((0, 0.0), (5, 1.0)):
+            made.add(iteration, verdict(shift))
+    assert [row for row, _ in told.rows] == read_lines(tmp_path / "evaluations.jsonl")  # rank 0's alone
+    pictures = [sample for _, samples in told.rows for sample in samples]
+    assert pictures == read_lines(tmp_path / "samples.jsonl") and len(pictures) == 2 * SHOWN
 
 
 def test_sentences_say_what_changed() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import runs
 import tastemaker
-from tastemaker import run as running
+from tastemaker import preparation
 from tastemaker.policy.load import load
 from tastemaker.training.checkpoint import Checkpoints
 
@@ -381,7 +381,7 @@ def test_gradient_checkpointing_computes_again_and_changes_nothing(
             policy.pipeline().unet.up_blocks[1].resnets[0].conv1.register_forward_hook(count)
             return policy
 
-        monkeypatch.setattr(running, "load", loaded)
+        monkeypatch.setattr(preparation, "load", loaded)
         runs.train(runs.small(tmp_path / name, *flags))
     # 2 pictures x 2 steps in training calls of 3 items: each of the 2 is computed a second time
     assert passes["with"] == passes["without"] + 2

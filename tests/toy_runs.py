@@ -24,7 +24,7 @@ from tastemaker.training.checkpoint import Checkpoints
 from tastemaker.training.lines import read_lines
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import METRICS, Record
-from tastemaker.training.trainer import Run, descend
+from tastemaker.training.trainer import Training, descend
 from tastemaker.world import World
 from toy import Toy
 
@@ -108,11 +108,11 @@ def run_of(
     save: int = 0,
     max_failed: float = 0.5,
     **settings: Any,
-) -> Run:
+) -> Training:
     """A run with everything new; its checkpoints and metrics are in the folder."""
     world = world or World()
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(
+    return Training(
         algorithm=algorithm,
         policy=policy,
         reward=Recorded(reward),

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # name -> "module:attribute" or "module", imported when it is asked for: `import tastemaker` costs no torch.
 PUBLIC = {
     "train": "tastemaker.run:train",
+    "Run": "tastemaker.outcome:Run",
     "DDPO": "tastemaker.algorithms.ddpo:DDPO",
     "REINFORCE": "tastemaker.algorithms.reinforce:REINFORCE",
     "DDIM": "tastemaker.process.samplers:DDIM",

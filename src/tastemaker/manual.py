@@ -135,6 +135,13 @@ def listing(rows: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+SHORT = """
+Flags may be written with dashes (--dry-run). Short ones, for a setting with a long path:
+  --iterations N      --algorithm.iterations      --learning_rate X   --algorithm.learning_rate
+  --lora FILE         --lora.file                 --no-lora           the whole network is trained, not an adapter
+"""
+
+
 def usage(command: str, target: Sequence[str]) -> str:
     """The help of a command that takes an algorithm or recipe: the flags of the run, and of the algorithm if named."""
     from tastemaker.settings import RunSettings
@@ -142,7 +149,8 @@ def usage(command: str, target: Sequence[str]) -> str:
     known = f"an algorithm ({', '.join(config.algorithms())}), a recipe ({', '.join(config.recipes()) or 'none yet'})"
     text = (
         f"tastemaker {command} NAME --flag value --flag=value --switch --no-switch\n\n"
-        f"NAME is {known}, or a recipe's path.\n\n"
+        f"NAME is {known}, or a recipe's path.\n"
+        f"{SHORT}\n"
         f"Of the run  [default]\n{table(list(settings(RunSettings)), dashes=True)}"
     )
     for name in target[:1]:

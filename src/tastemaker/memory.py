@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
-from tastemaker.policy.load import folder, refusals
+from tastemaker.policy.load import configs
 from tastemaker.policy.weights import LoRA
 
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
@@ -254,14 +254,7 @@ def _configs(setup: Setup) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _place(model: str, revision: str | None) -> Path:
     """A folder with the model's configs; those of a hub id are fetched, a few kB."""
-    if (place := folder(model)) is not None:
-        return place
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns="*/config.json"))
-    except refusals() as error:
-        raise ValueError(f"--model {model}: its config files are neither here nor to be had from the hub.") from error
+    return configs(model, revision)
 
 
 def _factor(vae: str) -> int:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
 from tastemaker.evaluation.statistics import bootstrap
+from tastemaker.reports.curve import learning_curve
 from tastemaker.reports.pictures import grid
-from tastemaker.reports.plot import Series, line_chart
+from tastemaker.reports.trackers import Trackers
 from tastemaker.training.checkpoint import Cursor
 from tastemaker.training.lines import Lines, read_lines
 from tastemaker.training.record import METRICS
@@ -27,9 +28,18 @@ SHOWN = 8  # pictures of an evaluation that are kept, and stand in before_after.
 class Results:
     """The evaluations of one run. The first is of the base model; later ones are compared with it, pair by pair."""
 
-    def __init__(self, folder: Path, trial: Trial, prompts_name: str, sampler: str, *, write: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trial: Trial,
+        prompts_name: str,
+        sampler: str,
+        *,
+        write: bool = True,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.folder, self.trial, self.prompts_name, self.sampler = folder, trial, prompts_name, sampler
-        self.write = write
+        self.write, self.trackers = write, trackers or Trackers(folder, {})
         self.lines = Lines(folder / EVALUATIONS, "evaluations", write=write)
         self.samples = Samples(folder, "evaluation", write=write)
         self.base: dict[str, torch.Tensor] = {}
@@ -52,27 +62,26 @@ class Results:
         groups = self.trial.prompts.groups
         means = {n: bootstrap(v.numpy(), groups, key=(self.trial.seed, n)) for n, v in verdict.values.items()}
         self.lines.keep(lambda row: row["iteration"] != iteration)
-        self.lines.add(
-            {
-                "iteration": iteration,
-                "prompts": self.prompts_name,
-                "pictures": len(self.trial.prompts),
-                "sampler": self.sampler,
-                "steps": self.trial.steps,
-                "guidance": self.trial.guidance,
-                "reward": {name: found._asdict() for name, found in means.items()},
-                "change": {name: _flat(change) for name, change in changes.items()},
-                "values": {name: value.tolist() for name, value in verdict.values.items()},
-            }
-        )
+        row = {
+            "iteration": iteration,
+            "prompts": self.prompts_name,
+            "pictures": len(self.trial.prompts),
+            "sampler": self.sampler,
+            "steps": self.trial.steps,
+            "guidance": self.trial.guidance,
+            "reward": {name: found._asdict() for name, found in means.items()},
+            "change": {name: _flat(change) for name, change in changes.items()},
+            "values": {name: value.tolist() for name, value in verdict.values.items()},
+        }
+        self.lines.add(row)
         if self.write:
-            self._keep_pictures(iteration, verdict)
+            self.trackers.evaluation(row, self._keep_pictures(iteration, verdict))
         return changes
 
-    def _keep_pictures(self, iteration: int, verdict: Verdict) -> None:
+    def _keep_pictures(self, iteration: int, verdict: Verdict) -> list[dict[str, Any]]:
         self.samples.forget(lambda made: made == iteration)
         pictures, (reward, *others) = dict(zip(verdict.ids, verdict.pictures, strict=True)), verdict.values
-        for b in self._shown(verdict.ids):
+        return [
             self.samples.add(
                 iteration,
                 b,
@@ -81,6 +90,8 @@ class Results:
                 reward=float(verdict.values[reward][b]),
                 parts={name: float(verdict.values[name][b]) for name in others},
             )
+            for b in self._shown(verdict.ids)
+        ]
 
     def _shown(self, ids: Sequence[int]) -> list[int]:
         """The pictures that are kept: one a prompt, spread evenly from the lowest to the highest reward of the base.
@@ -122,21 +133,8 @@ class Results:
 
     def curve(self, reward: str) -> Path:
         """Mean reward of the training pictures, iteration by iteration, and of the evaluations with their intervals."""
-        metrics = [row for row in read_lines(self.folder / METRICS) if "mean" in row["reward"]]
-        judged = [row for row in self.lines.rows() if reward in row["reward"]]
-        ends = [row["reward"][reward] for row in judged]
-        series = [
-            Series("training pictures", [r["iteration"] for r in metrics], [r["reward"]["mean"] for r in metrics]),
-            Series(
-                f"evaluation on {self.prompts_name}",
-                [row["iteration"] for row in judged],
-                [_number(end["mean"]) for end in ends],
-                [_number(end["low"]) for end in ends],
-                [_number(end["high"]) for end in ends],
-            ),
-        ]
         path = self.folder / "curve.svg"
-        line_chart([one for one in series if one.x], title=reward, x="iteration", y="reward", path=path)
+        learning_curve(read_lines(self.folder / METRICS), self.lines.rows(), reward, path)
         return path
 
 

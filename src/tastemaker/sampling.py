@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
 
-from tastemaker import config
+from tastemaker import config, devices
 from tastemaker.build import Where, build, suggest
-from tastemaker.evaluation.evaluate import Trial, Verdict, compare, draw_pictures, judge, trial_prompts
+from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare, draw_pictures, judge, trial_prompts
 from tastemaker.exports.diffusers import LORA, PIPELINE
 from tastemaker.folder import CONFIG, write_text
 from tastemaker.layers import Switch
@@ -25,14 +25,20 @@ from tastemaker.policy.policy import Exportable
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
+from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
+from tastemaker.reports import trackers
 from tastemaker.reports.pictures import grid, save
 from tastemaker.results import sentences
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
 from tastemaker.rewards.reward import NamedReward
-from tastemaker.run import pick_device
 from tastemaker.training.record import Bars
+
+# The flags of the two commands.
+MODEL = {"run", "model", "lora", "device", "mixed_precision", "seed"}
+SAMPLE = MODEL | {"prompts", "count", "steps", "guidance", "resolution", "output_dir", "negative_prompt"}
+EVALUATE = MODEL | {"rewards", "evaluation", "output", "report_to"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,7 @@ class Subject:
 
 def sample(flags: Mapping[str, Any]) -> list[Path]:
     """Pictures of `--prompts`, singly and as a grid; returns the grid's path last."""
-    known = {"model", "run", "lora", "prompts", "count", "seed", "steps", "guidance", "resolution", "output_dir"}
-    known |= {"negative_prompt", "device", "mixed_precision"}
-    _refuse_unknown("sample", flags, known)
+    _refuse_unknown("sample", flags, SAMPLE)
     subject = _subject(flags)
     tree, defaults = subject.tree, subject.tree.get("algorithm", {})
     prompts = flags.get("prompts") or tree.get("prompts")
@@ -95,31 +99,57 @@ def _draw(policy: Exportable, trial: Trial, output: Path) -> list[Path]:
     return [sheet]
 
 
+class Comparison(NamedTuple):
+    """A tuned model against its base."""
+
+    changes: dict[str, Change]  # by score
+    pictures: int  # of each of the two
+    prompts: str  # what they are pictures of
+
+
 def evaluate(flags: Mapping[str, Any]) -> list[str]:
     """A tuned model against its base; returns the lines to print."""
-    known = {"run", "model", "lora", "rewards", "evaluation", "output", "device", "mixed_precision", "seed"}
-    _refuse_unknown("evaluate", flags, known)
+    output = Path(str(flags["output"])).expanduser() if "output" in flags else None
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}.")
+    names = str(flags.get("report_to", "none")).split(",")
+    trackers.need(names)
+    if "report_to" in flags and "run" not in flags:
+        raise ValueError("--report_to goes on with a run's trackers: name the run's folder, or leave it out.")
+    found = compared(flags)
+    if "report_to" in flags:
+        home = Path(str(flags["run"])).expanduser()
+        running = trackers.start(names, home, _run_of(home).tree)
+        running.comparison(found.changes)
+        running.finish()
+    if output is not None:
+        write_text(output, json.dumps({name: _plain(change) for name, change in found.changes.items()}, indent=1))
+    return sentences(*found)
+
+
+def compared(
+    flags: Mapping[str, Any], judges: Sequence[NamedReward] = (), prompts: PromptSource | None = None
+) -> Comparison:
+    """What the flags of `tastemaker evaluate` ask for, with Python's own judges and prompts in the place of names."""
+    _refuse_unknown("evaluate", flags, EVALUATE)
     subject = _subject(flags)
     if not (subject.lora or subject.pipeline):
         raise ValueError("there is nothing to compare with the base model: give --run FOLDER or --lora FILE.")
     resolved = _resolved(subject, flags)
     run = resolved.run
-    judges = [named(spec, key="--rewards") for spec in _rewards(flags, run)]
-    own = run.evaluation.prompts is None
-    judged = source(run.prompts, key="--run") if own else source(run.evaluation.prompts, key="--evaluation.prompts")
-    trial, prompts_name, _ = trial_of(run, resolved.algorithm, judged, 32)
-    output = Path(str(flags["output"])).expanduser() if "output" in flags else None
-    if output is not None and not output.parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.parent}.")
+    judges = judges or [named(spec, key="--rewards") for spec in _rewards(flags, run)]
+    asked = run.evaluation.prompts
+    if prompts is None or "prompts" in flags.get("evaluation", {}):
+        key = "--run" if asked is None else "--evaluation.prompts"
+        prompts = source(run.prompts if asked is None else asked, key=key)
+    trial, prompts_name, _ = trial_of(run, resolved.algorithm, prompts, 32)
     base, tuned = _verdicts(subject, flags, judges, trial)
     changes = compare(base.values, tuned.values, trial.prompts, trial.seed)
-    if output is not None:
-        write_text(output, json.dumps({name: _plain(found) for name, found in changes.items()}, indent=1))
-    return sentences(changes, len(trial.prompts), prompts_name)
+    return Comparison(changes, len(trial.prompts), prompts_name)
 
 
 def _verdicts(
-    subject: Subject, flags: Mapping[str, Any], judges: list[NamedReward], trial: Trial
+    subject: Subject, flags: Mapping[str, Any], judges: Sequence[NamedReward], trial: Trial
 ) -> tuple[Verdict, Verdict]:
     """Of the base and of the tuned model. Two whole models are loaded one after the other, never both."""
     bars = Bars()
@@ -153,7 +183,7 @@ def _made(folder: Path) -> Path:
 def _rewards(flags: Mapping[str, Any], run: Any) -> list[Any]:
     if "rewards" in flags:
         return str(flags["rewards"]).split(",")
-    return list(dict.fromkeys([run.reward, *run.held_out_rewards]))
+    return [run.reward, *(name for name in run.held_out_rewards if name != run.reward)]
 
 
 def _subject(flags: Mapping[str, Any]) -> Subject:
@@ -217,7 +247,7 @@ def _policy(tree: Mapping[str, Any], flags: Mapping[str, Any], lora: LoRA | None
     return load(
         str(tree["model"]),
         lora=lora,
-        device=torch.device(pick_device(str(flags.get("device", "auto")))),
+        device=torch.device(devices.pick(str(flags.get("device", "auto")))),
         mixed_precision=str(flags.get("mixed_precision", tree.get("mixed_precision", "no"))),
         resolution=size,
         height=None if "resolution" in flags else tree.get("height"),

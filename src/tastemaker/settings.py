@@ -66,7 +66,7 @@ class PlanSettings:
 class RunSettings:
     """The flags of a run, beside `algorithm`."""
 
-    model: str | None = None  # a built-in model, a hub id, or a folder in diffusers layout
+    model: str | None = None  # a built-in model, a hub id, a folder in diffusers layout, or a .safetensors file
     revision: str | None = None  # branch, tag or commit of a hub id
     variant: str | None = None  # variant of the weight files, such as fp16
     reward: Any = None  # a reward's name, `file.py:function`, or a function
@@ -84,6 +84,9 @@ class RunSettings:
     lora: LoRA | None = field(default_factory=LoRA)  # the adapter; `--no-lora` trains the whole network
     gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     vae_slicing: bool = False  # decode one picture at a time
+    adam_beta1: float = 0.9  # AdamW's memory of the gradient
+    adam_beta2: float = 0.999  # and of its square
+    adam_epsilon: float = 1e-8  # added to the root of that before it divides
     use_8bit_adam: bool = False  # optimizer state in 8 bits (pip install 'tastemaker[memory]')
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"  # shape of the learning rate after warm-up
     lr_warmup_steps: int = 0  # optimizer steps in which the learning rate rises from 0
@@ -94,6 +97,9 @@ class RunSettings:
     checkpoints_total_limit: int | None = None  # the newest ones that are kept; none keeps all
     resume_from_checkpoint: str | None = None  # `latest`, or a checkpoint's folder
     save_samples: int | Literal["all"] = 16  # training pictures that are kept of an iteration
+    report_to: tuple[str, ...] = ()  # trackers: tensorboard, wandb, trackio, or another that accelerate knows
+    push_to_hub: bool = False  # put the tuned weights, with a card, on the Hugging Face hub when the run has ended
+    hub_model_id: str | None = None  # owner/name there; none is the run folder's name in your own account
     fit: str | None = None  # memory to stay within, such as 12GB: chooses micro_batch, checkpointing and slicing
     dry_run: bool = False  # resolve everything, print the plan, stop
     evaluation: Evaluation = field(default_factory=Evaluation)  # how a model is judged
@@ -113,6 +119,9 @@ class RunSettings:
             self.max_grad_norm is None or self.max_grad_norm > 0,
             f"max_grad_norm is {self.max_grad_norm}; it is positive, or none.",
         )
+        for name in ("adam_beta1", "adam_beta2"):
+            need(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it is at least 0 and below 1.")
+        need(self.adam_epsilon > 0, f"adam_epsilon is {self.adam_epsilon}; it is positive.")
         for name in ("lr_warmup_steps", "checkpointing_steps"):
             need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it is 0 or more.")
         limit = self.checkpoints_total_limit

@@ -92,17 +92,17 @@ class World:
         self._looked = 0.0
 
     @classmethod
-    def here(cls, device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -> World:
+    def here(cls, device: str = "cpu", *, timeout: timedelta = timedelta(minutes=30)) -> World:
         """The world that torchrun or `accelerate launch` described in the environment; alone where there is none.
 
-        With a CUDA device each process takes the one of its LOCAL_RANK and tensors there are summed by NCCL; messages
-        and everything else go over gloo.
+        device: the one this process computes on, as `devices.pick` gives it. With CUDA its tensors are summed by NCCL;
+        messages and everything else go over gloo.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
-        cuda = not device.startswith("cpu") and torch.cuda.is_available() and dist.is_nccl_available()
+        cuda = device.startswith("cuda") and dist.is_nccl_available()
         if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=timeout)

@@ -36,8 +36,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "metering": ({"policy"}, {"torch", "diffusers", "transformers"}),
     "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
-    "reports": ({"reports"}, {"PIL", "jinja2", "tqdm", "rich"}),
-    "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy"}),
+    "reports": ({"reports"}, {"PIL", "accelerate", "jinja2", "numpy", "tqdm", "rich", "trackio", "wandb"}),
+    "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy", "safetensors"}),
     "reward_training": (JUDGING | {"reward_training"}, {"torch"}),
     # A program of its own: it measures the finished model as a user would.
     "shapes.gates": (JUDGING | {"evaluation", "shapes"}, {"torch", "numpy", "PIL", "diffusers", "tqdm"}),
@@ -47,8 +47,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 # The composition root and what stands around it may import all.
-ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "exports", "flags", "layers"}
-ROOT_MODULES |= {"fitting", "folder", "manual", "planning", "results", "run", "sampling", "settings"}
+ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "devices", "exports", "flags"}
+ROOT_MODULES |= {"fitting", "folder", "layers", "manual", "outcome", "planning", "preparation", "results", "run"}
+ROOT_MODULES |= {"sampling", "settings"}
 # Reached through tables of strings, or by one module alone.
 ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "fitting"}, "metering": {"metering", "memory"}}
 

@@ -2,13 +2,16 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import runs
 import tiny
 from tastemaker.exports.diffusers import save
 from tastemaker.policy.load import load, quiet
+from tastemaker.policy.lora_file import read
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
@@ -153,6 +156,81 @@ def test_files_of_other_programs_begin_a_run(model, finished, tmp_path):
     for name in ("kohya", "peft", "settings"):
         again = load(model, lora=LoRA(rank=2, targets=TARGETS, file=str(tmp_path / f"{name}.safetensors")))
         assert torch.allclose(our_pictures(again), ours, atol=1e-5), name
+
+
+def peft_network(model):
+    """The finished adapter's network and alpha / rank = 3, in peft's hands."""
+    with quiet():
+        return UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True), LoraConfig(
+            r=2, lora_alpha=6, target_modules=list(TARGETS)
+        )
+
+
+def fill(network, tensors):
+    """The finished adapter's tensors, whose scale is baked in, into a peft network that scales itself."""
+    own = {name.replace(".default", ""): parameter for name, parameter in network.named_parameters()}
+    for name, tensor in peft_spelling(tensors).items():
+        place = next(own[key] for key in own if key.endswith(name.removeprefix("unet.")))
+        with torch.no_grad():
+            place.copy_(tensor / 3 if "lora_B" in name else tensor)
+
+
+def test_adapters_that_diffusers_and_peft_save_of_a_network_alone_begin_a_run(model, finished, tmp_path):
+    """Names without `unet.`; alpha is in the file's metadata, in adapter_config.json beside it, or a tensor a layer."""
+    _, file = finished
+    tensors = load_file(file)
+    network, config = peft_network(model)
+    network.add_adapter(config)
+    fill(network, tensors)
+    network.save_lora_adapter(tmp_path / "diffusers")
+    network, config = peft_network(model)
+    network = get_peft_model(network, config)
+    fill(network, tensors)
+    network.save_pretrained(tmp_path / "peft")
+    third = {n: t / 3 if "lora_B" in n else t for n, t in peft_spelling(tensors).items()}
+    third |= {n.replace("lora_A.weight", "alpha"): torch.tensor(6.0) for n in third if "lora_A" in n}
+    save_file(third, tmp_path / "alpha.safetensors")
+    places = ["diffusers", "diffusers/pytorch_lora_weights.safetensors"]
+    places += ["peft", "peft/adapter_model.safetensors", "alpha.safetensors"]
+    expected = read(str(file), StableDiffusionPipeline, "unet")
+    for place in places:
+        found = read(str(tmp_path / place), StableDiffusionPipeline, "unet")
+        assert found.keys() == expected.keys(), place
+        assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found), place
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("model.diffusion_model.input_blocks.0.0.weight",), "a whole model: give it as --model"),
+        (("unet.x.lora_A.weight", "unet.x.lora_magnitude_vector.weight"), "a DoRA"),
+        (("lora_unet_x.lora_down.weight", "lora_unet_x.dora_scale"), "a DoRA"),
+        (("lora_unet_x.hada_w1_a", "lora_unet_x.hada_w1_b"), "a LoHa or LoKr"),
+        (("lora_unet_x.lokr_w1",), "a LoHa or LoKr"),
+    ],
+)
+def test_what_is_no_lora_is_told_by_its_keys(tmp_path, names, said):
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "x.safetensors")
+    for place in (tmp_path, tmp_path / "x.safetensors"):
+        with pytest.raises(ValueError, match=rf"^--lora {place} is {said}"):
+            read(str(place), StableDiffusionPipeline, "unet")
+    cut = (tmp_path / "x.safetensors").read_bytes()[:-1]
+    (tmp_path / "x.safetensors").write_bytes(cut)
+    with pytest.raises(ValueError, match=rf"^--lora {tmp_path}: x.safetensors is cut off"):
+        read(str(tmp_path), StableDiffusionPipeline, "unet")
+
+
+def test_a_run_begins_where_the_one_ended_whose_file_it_is_given(tmp_path):
+    """Its first evaluation is the other's last, picture by picture."""
+    first, _ = runs.finished()
+    runs.train(runs.words(tmp_path / "run", "--lora", str(first / runs.LORA), "--iterations", "1"))
+    before, after = (row["values"]["brightness"] for row in runs.rows(tmp_path / "run", "evaluations"))
+    base, tuned = (row["values"]["brightness"] for row in runs.rows(first, "evaluations"))
+    assert before == pytest.approx(tuned, abs=1e-6) and before != pytest.approx(base, abs=1e-4)
+    assert after != pytest.approx(before, abs=1e-4)
+    for shown in sorted((tmp_path / "run" / "samples" / "0").glob("evaluation-*.webp")):
+        assert shown.read_bytes() == (first / "samples" / "2" / shown.name).read_bytes()
+    assert runs.settings(tmp_path / "run")["lora"]["file"] == str(first / runs.LORA)
 
 
 def test_a_file_that_does_not_fit_is_refused(model, v_model, finished, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,9 +17,11 @@ def both(folder: Path, *, write: bool = True) -> tuple[Samples, Samples]:
     return Samples(folder, "training", write=write), Samples(folder, "evaluation", write=write)
 
 
-def add(samples: Samples, iteration: int, name: int, reward: float = 0.5) -> None:
+def add(samples: Samples, iteration: int, name: int, reward: float = 0.5) -> dict[str, Any]:
     picture = torch.full((3, 8, 8), 0.2)
-    samples.add(iteration, name, picture, prompt="a cat", reward=reward, parts={"half": reward / 2, "none": math.nan})
+    return samples.add(
+        iteration, name, picture, prompt="a cat", reward=reward, parts={"half": reward / 2, "none": math.nan}
+    )
 
 
 def found(folder: Path) -> list[tuple[str, int, int]]:
@@ -31,7 +34,7 @@ def found(folder: Path) -> list[tuple[str, int, int]]:
 
 def test_a_row_says_what_the_picture_is(tmp_path: Path) -> None:
     training, evaluation = both(tmp_path)
-    add(training, 3, 7)
+    returned = add(training, 3, 7)
     add(evaluation, 3, 7, math.nan)
     first, second = read_lines(tmp_path / SAMPLES)
     assert first == {
@@ -43,6 +46,7 @@ def test_a_row_says_what_the_picture_is(tmp_path: Path) -> None:
         "file": "samples/3/7.webp",
         "kind": "training",
     }
+    assert {**returned, "parts": first["parts"]} == first and math.isnan(returned["parts"]["none"])
     assert (second["kind"], second["reward"]) == ("evaluation", None)
     assert second["parts"] == {"half": None, "none": None} and second["file"] == "samples/3/evaluation-7.webp"
     with Image.open(tmp_path / first["file"]) as picture:

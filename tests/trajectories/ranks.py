@@ -18,7 +18,7 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.process.samplers import DDIM, Window
-from tastemaker.training.trainer import Run
+from tastemaker.training.trainer import Training
 from tastemaker.world import World
 from toy import Toy
 from toy_runs import failing, run_of
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     def policy(self, kind: type[Toy] = Toy, **settings: Any) -> Toy:
         return kind(flow=self.flow, layout=self.layout, sets=("base", "ema"), **settings)
 
-    def run(self, folder: Path, policy: Toy, *, micro: int = 5, sampling: int = 3, **settings: Any) -> Run:
+    def run(self, folder: Path, policy: Toy, *, micro: int = 5, sampling: int = 3, **settings: Any) -> Training:
         reward = failing(lambda b: b in self.lost)
         optimizing = {"ema": 0.9, "schedule": "cosine", "warmup_steps": 3}
         return run_of(

@@ -14,7 +14,7 @@ from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints
-from tastemaker.training.trainer import Run
+from tastemaker.training.trainer import Training
 from tastemaker.world import World
 from toy_runs import metrics, run_of, same
 from trajectories.ranks import Case, Halting
@@ -58,7 +58,7 @@ PLACES = {
 }
 
 
-def halting(case: Case, folder: Path, kind: str, number: int) -> Run:
+def halting(case: Case, folder: Path, kind: str, number: int) -> Training:
     """A run that is asked to stop there."""
     world, seen = World(), [0]
 

@@ -14,6 +14,7 @@ USAGE = """tastemaker evaluate --run FOLDER [--rewards NAME,NAME] [--evaluation.
   --evaluation.prompts --evaluation.count --evaluation.images_per_prompt --evaluation.steps --evaluation.guidance
   --evaluation.sampler   `deterministic` (default) or `train`: the chain that drew the training pictures
   --output       also write the numbers as JSON
+  --report_to    also tell the run's trackers: tensorboard, wandb, trackio
 """
 
 

@@ -44,7 +44,7 @@ def names() -> str:
         ("Algorithms: tastemaker train NAME", {name: _of_algorithm(name) for name in config.algorithms()}),
         ("Recipes, an algorithm with all that it needs: tastemaker train NAME", _of_recipes()),
         (
-            "Models: --model NAME, a hub id such as owner/name, or a folder in diffusers layout",
+            "Models: --model NAME, a hub id such as owner/name, a folder in diffusers layout, or a .safetensors file",
             dict.fromkeys(load.BUILT_IN, "Comes with the package, small enough for a CPU."),
         ),
         ("Rewards: --reward NAME, or path/to/file.py:function", _of_rewards()),

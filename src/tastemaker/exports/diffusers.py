@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-from tastemaker.policy.load import quiet
 from tastemaker.policy.policy import Exportable
 
 LORA = "lora/pytorch_lora_weights.safetensors"
@@ -51,8 +50,7 @@ def _save_pipeline(policy: Exportable, folder: Path) -> Path:
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     for left in (partial, old):
         shutil.rmtree(left, ignore_errors=True)
-    with quiet():
-        policy.pipeline().save_pretrained(partial, safe_serialization=True)
+    policy.save_pipeline(partial)
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tastemaker.policy import single_file
+from tastemaker.policy.hub import INDEX, fetch, present_id, reason, refusals, silence
+from tastemaker.policy.single_file import SingleFile
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +34,12 @@ class Files(NamedTuple):
     """Where a model lies."""
 
     model: str  # as the user typed it
-    source: str  # a folder, or a hub id
-    cached: bool  # the hub did not answer; its files are in the local cache
-    revision: str | None
-    variant: str | None
+    source: str  # a folder, a hub id as it is called today, or a file
+    contents: Mapping[str, Any]  # its model_index.json
+    revision: str | None = None
+    variant: str | None = None
+    cached: bool = False  # the hub did not answer; its files are in the local cache
+    single: SingleFile | None = None  # all of the model in one file
 
 
 class Size(NamedTuple):
@@ -75,7 +81,9 @@ def load(
     sets: tuple[str, ...] = ("base",),
     seed: int = 0,
 ) -> Exportable:
-    """The policy of a built-in name, a folder in diffusers layout or a hub id; `lora=None` is full tuning.
+    """The policy of a built-in name, a folder in diffusers layout, a .safetensors file or a hub id.
+
+    `lora=None` is full tuning.
 
     Raises ValueError, naming the flag, when the model is not there, is of an unknown family, or the sizes do not fit.
     """
@@ -83,9 +91,9 @@ def load(
 
     if mixed_precision not in PRECISIONS:
         raise ValueError(f"--mixed_precision is {mixed_precision!r}, it must be one of {', '.join(PRECISIONS)}.")
-    index, source, cached = _index(model, revision)
+    files = find(model, revision, variant)
     request = Request(
-        files=Files(model, source, cached, revision, variant),
+        files=files,
         size=Size(resolution, height, width),
         lora=lora,
         device=torch.device(device),
@@ -95,7 +103,7 @@ def load(
         sets=sets,
         seed=seed,
     )
-    return _family(model, index)(request)
+    return _family(files)(request)
 
 
 def folder(model: str) -> Path | None:
@@ -104,14 +112,6 @@ def folder(model: str) -> Path | None:
         return Path(_resolve(BUILT_IN[model])())
     path = Path(model).expanduser()
     return path if path.is_dir() else None
-
-
-def refusals() -> tuple[type[BaseException], ...]:
-    """What the hub raises when a file is not there, not allowed, or the network is not."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The base of the hub's own error is that of the HTTP library it is built on, which changes with its version.
-    return OSError, ValueError, *HfHubHTTPError.__bases__
 
 
 @contextmanager
@@ -139,56 +139,78 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def _family(model: str, index: dict[str, Any]) -> Callable[[Request], Exportable]:
-    name = index.get("_class_name")
+def _family(files: Files) -> Callable[[Request], Exportable]:
+    name = files.contents.get("_class_name")
     if name not in FAMILIES:
-        raise ValueError(f"--model {model} is a {name}, Tastemaker knows {', '.join(sorted(FAMILIES))}.")
+        raise ValueError(f"--model {files.model} is a {name}, Tastemaker knows {', '.join(sorted(FAMILIES))}.")
     with quiet():  # importing diffusers' pipelines gives advice too
         family: Callable[[Request], Exportable] = _resolve(FAMILIES[name])
     return family
 
 
-def _index(model: str, revision: str | None) -> tuple[dict[str, Any], str, bool]:
-    """(model_index.json, folder or hub id, whether only the cache has it)."""
-    place = folder(model)
-    if place is not None:
-        path = place / "model_index.json"
-        if not path.is_file():
-            raise ValueError(
-                f"--model {model}: the folder {place} has no model_index.json. Needed: a folder in diffusers layout, "
-                "as `pipeline.save_pretrained(folder)` writes it."
-            )
-        return _read(model, path), str(place), False
+def find(model: str, revision: str | None = None, variant: str | None = None) -> Files:
+    """Where a model lies and what it is. Errors: ValueError naming the flag if it is not to be had."""
+    if (path := single_file.named(model)) is not None:
+        for flag, value in (("revision", revision), ("variant", variant)):
+            if value is not None:
+                raise ValueError(f"--{flag} {value} has no effect on a model in one file ({model}): leave it out.")
+        single = single_file.find(model, path)
+        return Files(model, str(path), _read(model, single.configs / INDEX), single=single)
+    if (place := folder(model)) is not None:
+        if not (place / INDEX).is_file():
+            raise ValueError(_not_a_model(model, place))
+        return Files(model, str(place), _read(model, place / INDEX), revision, variant)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ValueError(f"--model {model}: no such folder. {_choices()}")
-    path, cached = _from_hub(model, revision)
-    return _read(model, path), model, cached
+    return _from_hub(model, revision, variant)
 
 
-def _from_hub(model: str, revision: str | None) -> tuple[Path, bool]:
-    from huggingface_hub import hf_hub_download, model_info
+def configs(model: str, revision: str | None = None) -> Path:
+    """A folder with the model's config files, as `<part>/config.json`; a hub id's are fetched, a few kB.
 
-    reason, cached = "", False
+    Errors: ValueError naming the flag if they are not to be had.
+    """
+    if (path := single_file.named(model)) is not None:
+        return single_file.find(model, path).configs
+    if (place := folder(model)) is not None:
+        return place
     try:
-        # Asked first, because a download without network tries again and again for half a minute.
-        model_info(model, revision=revision, timeout=10)
+        return fetch(present_id(model, revision), ["*/config.json"], revision)
     except refusals() as error:
-        reason, cached = str(error).strip().split("\n")[0], True
-    try:
-        return Path(hf_hub_download(model, "model_index.json", revision=revision, local_files_only=cached)), cached
-    except refusals() as error:
-        reason = reason or str(error).strip().split("\n")[0]
         raise ValueError(
-            f"--model {model}: neither a folder here, nor in the local cache, nor to be had from the hub ({reason}). "
-            f"{_choices()}"
+            f"--model {model}: its config files are neither here nor to be had from the hub ({reason(error)})."
         ) from error
+
+
+def _not_a_model(model: str, place: Path) -> str:
+    files = sorted(path.name for path in place.glob("*.safetensors"))
+    which = f" A model in one file is named itself: --model {place / files[0]}." if files else ""
+    return (
+        f"--model {model}: the folder {place} has no {INDEX}. Needed: a folder in diffusers layout, "
+        f"as `pipeline.save_pretrained(folder)` writes it.{which}"
+    )
+
+
+def _from_hub(model: str, revision: str | None, variant: str | None) -> Files:
+    from huggingface_hub import hf_hub_download
+
+    name = present_id(model, revision)
+    silent = silence(name, revision)
+    try:
+        path = hf_hub_download(name, INDEX, revision=revision, local_files_only=bool(silent))
+    except refusals() as error:
+        raise ValueError(
+            f"--model {model}: neither a folder here, nor in the local cache, nor to be had from the hub "
+            f"({silent or reason(error)}). {_choices()}"
+        ) from error
+    return Files(model, name, _read(model, Path(path)), revision, variant, cached=bool(silent))
 
 
 def _choices() -> str:
     names = ", ".join(BUILT_IN)
     return (
-        f"Give a built-in model ({names}), a folder in diffusers layout, or a hub id such as owner/name "
-        "(that needs the network, and HF_TOKEN where its owner asks for consent)."
+        f"Give a built-in model ({names}), a folder in diffusers layout, a .safetensors file, or a hub id such as "
+        "owner/name (that needs the network, and HF_TOKEN where its owner asks for consent)."
     )
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from tastemaker.policy.load import quiet, refusals
+from tastemaker.policy.hub import reason, refusals
+from tastemaker.policy.load import quiet
+from tastemaker.policy.single_file import read_header
+
+PEFT = "base_model.model."  # what peft itself puts before the names of a network's layers
+OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
+
+# What a file that is no LoRA is known by: the first pattern that a key of it matches.
+STRANGERS = (
+    (r"^model\.diffusion_model\.", "a whole model: give it as --model"),
+    (r"dora_scale|lora_magnitude_vector", "a DoRA, which scales whole weights beside its low-rank part"),
+    (r"\.hada_|\.lokr_", "a LoHa or LoKr, which is another product of matrices than a LoRA"),
+)
 
 
 def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
@@ -19,18 +34,12 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     Reads safetensors only. Keys of another component (a tuned text encoder) are left out with a warning.
     """
     from diffusers.utils import convert_unet_state_dict_to_peft
-    from safetensors import SafetensorError
 
-    unreadable: tuple[type[BaseException], ...] = (*refusals(), SafetensorError)
-    try:
-        with quiet():
-            found = pipeline.lora_state_dict(file, use_safetensors=True, return_lora_metadata=True)
-    except unreadable as error:
-        raise ValueError(
-            f"--lora {file}: no LoRA file in safetensors format could be read there "
-            f"({str(error).strip().splitlines()[0]}). Give the .safetensors file or the folder that holds it."
-        ) from error
-    state, alphas, settings = found
+    path = Path(file).expanduser()
+    _refuse_strangers(path, file)
+    state, alphas, settings = _state(file, pipeline)
+    if not any(key.startswith(OTHERS) for key in state):  # saved from a network alone, by diffusers or by peft
+        state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
     own = {key.removeprefix(f"{component}."): value for key, value in state.items() if key.startswith(f"{component}.")}
     if not own:
         raise ValueError(f"--lora {file}: it tunes no layer of the {component}, which is what is trained here.")
@@ -40,12 +49,50 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
             "they are left out, so pictures may differ from what other programs show with this file.",
             stacklevel=2,
         )
+    named = {key.removeprefix(f"{component}.").removesuffix(".alpha"): a for key, a in alphas.items()}
+    by_layer = {key.split(".lora_")[0]: a for key, a in convert_unet_state_dict_to_peft(named).items()}
+    by_layer |= {key.removesuffix(".alpha"): float(value) for key, value in own.items() if key.endswith(".alpha")}
+    own = {key: value for key, value in own.items() if not key.endswith(".alpha")}
     if not any(".lora_A." in key for key in own):
         own = convert_unet_state_dict_to_peft(own)
-    named_alphas = {key.removeprefix(f"{component}.").removesuffix(".alpha"): a for key, a in (alphas or {}).items()}
-    by_layer = {key.split(".lora_")[0]: a for key, a in convert_unet_state_dict_to_peft(named_alphas).items()}
-    scales = _Scales(by_layer, {key.removeprefix(f"{component}."): value for key, value in (settings or {}).items()})
+    told = settings or _peft_settings(path)
+    scales = _Scales(by_layer, {key.removeprefix(f"{component}."): value for key, value in told.items()})
     return {key: tensor.float() * (scales.of(key, tensor) if ".lora_B." in key else 1.0) for key, tensor in own.items()}
+
+
+def _state(file: str, pipeline: Any) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Any]]:
+    """Tensors, kohya's alphas and diffusers' settings, as far as the file has them."""
+    from safetensors import SafetensorError
+
+    unreadable: tuple[type[BaseException], ...] = (*refusals(), SafetensorError)
+    try:
+        with quiet():
+            found = pipeline.lora_state_dict(file, use_safetensors=True, return_lora_metadata=True)
+    except unreadable as error:
+        raise ValueError(
+            f"--lora {file}: no LoRA file in safetensors format could be read there ({reason(error)}). Give the "
+            ".safetensors file or the folder that holds it."
+        ) from error
+    state, alphas, settings = found
+    return state, alphas or {}, settings or {}
+
+
+def _refuse_strangers(path: Path, file: str) -> None:
+    """Errors: ValueError if the keys of a local file say that it is something else, or it is not whole."""
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if len(found) != 1 or found[0].suffix != ".safetensors" or not found[0].is_file():
+        return  # what is wrong with these is said by the one who reads them
+    header = read_header(found[0], f"--lora {file}")
+    for pattern, what in STRANGERS:
+        if any(re.search(pattern, key) for key in header.shapes):
+            raise ValueError(f"--lora {file} is {what}. Needed: a LoRA, a pair of low-rank matrices a layer.")
+
+
+def _peft_settings(path: Path) -> dict[str, Any]:
+    """What peft writes beside its file; nothing where that is not there."""
+    config = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    found: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return found
 
 
 class _Scales:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -88,6 +89,9 @@ class Exportable(Policy, Protocol):
 
     def lora_tensors(self) -> dict[str, Tensor] | None:
         """The adapter under the key names of its family's LoRA files, alpha / rank baked in; None without one."""
+
+    def save_pipeline(self, folder: Path) -> None:
+        """The whole model in diffusers layout, with all that its base has beside the tuned network."""
 
     def pipeline(self) -> Any:
         """The diffusers pipeline around the live network, on the policy's device."""

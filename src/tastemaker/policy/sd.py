@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tastemaker.policy import pipelines
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
-from tastemaker.policy.load import Request, quiet, refusals
+from tastemaker.policy.load import Request, quiet
 from tastemaker.policy.lora_file import named_for_file, read
 from tastemaker.policy.policy import Rows
 from tastemaker.policy.weights import Weights
@@ -36,13 +38,20 @@ class StableDiffusion:
     """A `Policy` around a diffusers pipeline."""
 
     def __init__(self, request: Request) -> None:
+        lora = request.lora  # its file is small: what is wrong with it is said before gigabytes are read
+        start = read(lora.file, StableDiffusionPipeline, COMPONENT) if lora and lora.file else None
         self.device = request.device
         self.rows = Rows()
         self._half = HALVES[request.mixed_precision]
         self._slicing = request.vae_slicing
-        # On a CPU the small built-in model is a tenth slower in channels_last.
-        self._format = torch.contiguous_format if self.device.type == "cpu" else torch.channels_last
-        self._pipeline = _pipeline(request, self._half)
+        # Pays on GPUs of these kinds; on a CPU the small built-in model is a tenth slower so.
+        self._format = torch.channels_last if self.device.type in ("cuda", "xpu") else torch.contiguous_format
+        # What is trained stays fp32. Frozen networks may be half, except the VAE, which is decided by its own config.
+        frozen = self._half or torch.float32
+        trained = frozen if lora else torch.float32
+        dtypes = {COMPONENT: trained, "text_encoder": frozen, "default": torch.float32}
+        self._files = request.files
+        self._pipeline = pipelines.read(request.files, dtypes)
         self._unet, self._vae = self._pipeline.unet, self._pipeline.vae
         self.latent_shape = _latent_shape(request, self._unet, self._vae)
         self._scheduler = _scheduler(request, self._pipeline.scheduler.config)
@@ -50,8 +59,6 @@ class StableDiffusion:
         self._schedules: dict[int, Schedule] = {}
         self._texts = TextCache(self._encode_texts)
         self._prepare(request)
-        lora = request.lora
-        start = read(lora.file, StableDiffusionPipeline, COMPONENT) if lora and lora.file else None
         self._weights = Weights(self._unet, lora, sets=request.sets, start=start, seed=request.seed)
 
     def _prepare(self, request: Request) -> None:
@@ -173,6 +180,10 @@ class StableDiffusion:
         self._pipeline.text_encoder.to(self.device)
         return self._pipeline
 
+    def save_pipeline(self, folder: Path) -> None:
+        """The whole model in diffusers layout, the tuned network and all that its base has beside it."""
+        pipelines.write(self._pipeline, self._files, folder)
+
     @torch.no_grad()
     def _encode_texts(self, texts: list[str]) -> list[Encoded]:
         """[L, D] each, on the CPU; the text encoder visits the device only for this.
@@ -200,36 +211,6 @@ class StableDiffusion:
                 f"each is not seen by it. The first: {long[0]!r}",
                 stacklevel=2,
             )
-
-
-def _pipeline(request: Request, half: torch.dtype | None) -> StableDiffusionPipeline:
-    files = request.files
-    # What is trained stays fp32. Frozen networks may be half, except the VAE, which is decided by its own config.
-    frozen = half or torch.float32
-    dtypes = {COMPONENT: frozen if request.lora else torch.float32, "text_encoder": frozen, "default": torch.float32}
-    try:
-        with quiet(), warnings.catch_warnings():
-            # Old scheduler files are mended by diffusers with a note for their authors, not for our users.
-            warnings.simplefilter("ignore", FutureWarning)
-            pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-                files.source,
-                revision=files.revision,
-                variant=files.variant,
-                local_files_only=files.cached,
-                use_safetensors=True,
-                dtype=dtypes,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
-    except refusals() as error:
-        what = f" --variant {files.variant}" if files.variant else ""
-        raise ValueError(
-            f"--model {files.model}{what} could not be loaded: {str(error).strip().splitlines()[0]} Needed: the "
-            "weights of unet, vae and text_encoder as safetensors files (pickled .bin files are never read)."
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _scheduler(request: Request, config: Mapping[str, object]) -> DDIMScheduler:

@@ -169,7 +169,7 @@ def _entry(found: Any, where: str) -> Entry:
     wrong = fault(entry[0])
     if wrong:
         raise ValueError(f"{where} {found!r:.80}: the prompt {wrong}: give a text, or take it out.")
-    return entry
+    return str(entry[0]), entry[1]  # numpy's texts are no plain ones, which a checkpoint would refuse
 
 
 @contextmanager

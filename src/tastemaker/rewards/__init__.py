@@ -4,9 +4,11 @@
 """
 
 import importlib
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tastemaker.prompts.functions import is_function_spec, load_function, unknown
+from tastemaker.prompts.functions import bound, is_function_spec, load_function, unknown
 
 if TYPE_CHECKING:
     from tastemaker.rewards.reward import NamedReward
@@ -54,22 +56,34 @@ def _load(target: str) -> Any:
 def named(spec: Any, *, key: str = "reward") -> "NamedReward":
     """The reward that a user means: a name of the table, `path/to/file.py:function`, a function or an object.
 
-    A class is built without arguments. Errors: ValueError that names `key` as the user typed it.
+    A class is built without arguments. Settings of a function, arguments that have a default, or of a class come as a
+    dict: {"name": "file.py:sharpness", "weight": 2}. Errors: ValueError that names `key` as the user typed it.
     """
-    if not isinstance(spec, str):
-        name, found = None, spec
-    elif spec in TABLE:
-        name, found = spec, _load(TABLE[spec])
-    elif is_function_spec(spec):
-        name, found = spec.rpartition(":")[2], load_function(spec, key=key)
-    elif spec in PENDING:
+    settings: dict[str, Any] = {}
+    if isinstance(spec, Mapping):
+        settings = dict(spec)
+        spec = settings.pop("name", None)
+        if not isinstance(spec, str):
+            raise ValueError(f"{key}: found settings without a name: give {key}.name, such as {next(iter(TABLE))}.")
+    name, found = _found(spec, key) if isinstance(spec, str) else (None, spec)
+    if settings:
+        made = bound(found, settings, key=key, name=str(name))
+        found = made() if inspect.isclass(found) else made
+    from tastemaker.rewards.reward import adapt  # torch, only once the name is right
+
+    return adapt(found, name)
+
+
+def _found(spec: str, key: str) -> tuple[str, Any]:
+    """The name of a reward and what it names."""
+    if spec in TABLE:
+        return spec, _load(TABLE[spec])
+    if is_function_spec(spec):
+        return spec.rpartition(":")[2], load_function(spec, key=key)
+    if spec in PENDING:
         flag = key if key.startswith("--") else "--reward"
         raise ValueError(
             f"{key}: `{spec}` is not built yet ({PENDING[spec]}); give another with {flag} NAME "
             f"({', '.join(TABLE)}, or `path/to/file.py:function`)."
         )
-    else:
-        raise unknown(spec, TABLE, key=key, kind="reward", also="`path/to/file.py:function` for a reward of your own")
-    from tastemaker.rewards.reward import adapt  # torch, only once the name is right
-
-    return adapt(found, name)
+    raise unknown(spec, TABLE, key=key, kind="reward", also="`path/to/file.py:function` for a reward of your own")

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Policy
+from tastemaker.reports.trackers import Trackers
 from tastemaker.rewards.recorded import Recorded
+from tastemaker.training.hook import OnSamples, batches
 from tastemaker.training.lines import Lines
 from tastemaker.training.samples import Samples
 from tastemaker.world import World
@@ -48,16 +50,27 @@ class Bars:
 
 
 class Record:
-    """Keeps the numbers of the iteration under way and writes them when it ends. One a device; only rank 0 writes."""
+    """Keeps the numbers of the iteration under way and writes them when it ends. One a device; only rank 0 writes.
+
+    trackers, on_samples: are told of every iteration too, on rank 0.
+    """
 
     def __init__(
-        self, folder: Path, *, iterations: int, write: bool = True, samples: int | Literal["all"] = 16
+        self,
+        folder: Path,
+        *,
+        iterations: int,
+        write: bool = True,
+        samples: int | Literal["all"] = 16,
+        trackers: Trackers | None = None,
+        on_samples: OnSamples | None = None,
     ) -> None:
         self.folder, self.iterations, self.samples = folder, iterations, samples
         self.metrics = Lines(folder / METRICS, "metrics", write=write)
         self.shown = Samples(folder, "training", write=write)
         self.progress = Bars()
-        self.write = write
+        self.write, self.on_samples = write, on_samples
+        self.trackers = trackers or Trackers(folder, {})
         self._updates: list[dict[str, float]] = []
         self._held_out: dict[str, float] = {}
         self._before: dict[str, float] = {}
@@ -141,7 +154,9 @@ class Record:
         self.metrics.add(row)
         if self.write:
             print(self._line(row), flush=True)
-            self._keep_samples(it, policy)
+            self.trackers.iteration(row, values.tolist(), self._keep_samples(it, policy))
+            if self.on_samples is not None:
+                self.on_samples(batches(it, policy, _own_parts(it)), index, self.trackers.raw)
         self._updates, self._held_out, self._carried = [], {}, {}
 
     def _spent(self, now: Mapping[str, float]) -> dict[str, float]:
@@ -163,16 +178,16 @@ class Record:
         seconds = row["seconds"]["total"]
         return f"iteration {done}/{self.iterations}  reward {mean}{failed}{norm}  {seconds:.1f} s{left}"
 
-    def _keep_samples(self, it: Iteration, policy: Policy) -> None:
-        """Some of the iteration's pictures, best, worst and spread between, drawn again from their latents."""
+    def _keep_samples(self, it: Iteration, policy: Policy) -> list[dict[str, Any]]:
+        """Some of the pictures, best, worst and spread between, drawn again from their latents. Returns their rows."""
         reward, x0 = it.kept.get("rollout.reward"), it.kept.get("rollout.x0")
         if reward is None or x0 is None or not len(reward) or self.samples == 0:
-            return
+            return []
         rows = _spread(reward, len(reward) if self.samples == "all" else self.samples)
         parts = _own_parts(it)
         with torch.no_grad():
             images = policy.decode(x0[rows].to(policy.device))
-        for row, image in zip(rows, images, strict=True):
+        return [
             self.shown.add(
                 int(it.key.iteration),
                 it.prompts.ids[row],
@@ -181,6 +196,8 @@ class Record:
                 reward=float(reward[row]),
                 parts={name: float(part[row]) for name, part in parts.items()},
             )
+            for row, image in zip(rows, images, strict=True)
+        ]
 
 
 def _counters(reward: Recorded, policy: Policy) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -24,13 +24,15 @@ class Samples:
 
     def add(
         self, iteration: int, name: int, picture: Tensor, *, prompt: str, reward: float, parts: Mapping[str, float]
-    ) -> None:
-        """A picture [3,H,W] in [0, 1] and what it scored; NaN, no score, is written as null."""
+    ) -> dict[str, Any]:
+        """A picture [3,H,W] in [0, 1] and what it scored; NaN, no score, is written as null. Returns its row."""
         file = self.folder / "samples" / str(iteration) / f"{PREFIXES[self.kind]}{name}.webp"
         file.parent.mkdir(parents=True, exist_ok=True)
         save(picture, file)
         row = {"iteration": iteration, "id": name, "prompt": prompt, "reward": reward, "parts": parts}
-        self.lines.add({**row, "file": file.relative_to(self.folder).as_posix(), "kind": self.kind})
+        row |= {"file": file.relative_to(self.folder).as_posix(), "kind": self.kind}
+        self.lines.add(row)
+        return row
 
     def forget(self, made_again: Callable[[int], bool]) -> None:
         """Removes the rows and pictures of these iterations; a picture that was saved before its row was, too."""

@@ -29,7 +29,7 @@ MAXIMA = frozenset({"log_ratio"})  # statistics of which the largest is reported
 
 
 @dataclass
-class Run:
+class Training:
     """One training run with everything it is made of."""
 
     algorithm: Algorithm
@@ -205,7 +205,7 @@ def _over_ranks(world: World, stats: dict[str, Tensor]) -> dict[str, float]:
     """Mean over all devices' items, or the largest, by name."""
     found: dict[str, float] = {}
     for name in names_anywhere(world, stats):
-        own = stats.get(name, torch.zeros(0)).double().cpu()
+        own = stats.get(name, torch.zeros(0)).cpu().double()  # MPS has no fp64
         row = torch.stack([own.sum(), torch.tensor(float(len(own))), own.amax() if len(own) else torch.tensor(0.0)])
         sums = world.everyone(row[None].double(), ids=[world.rank])
         found[name] = float(sums[:, 2].max() if name in MAXIMA else sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))

@@ -1,0 +1,40 @@
+"""A first run: a taste in five lines, DDPO on the built-in model, and a look at what came out.
+
+python examples/first_run.py [FOLDER]
+"""
+
+import sys
+
+import tastemaker as tm
+
+
+def warm(images, prompts):  # type: ignore[no-untyped-def]
+    """A reward of our own: how much redder than blue the pictures `[B,3,H,W]` are, one number each."""
+    return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
+
+
+def main(folder: str = "runs/first_run", iterations: int = 8, prompts: int = 16) -> tm.Run:
+    """Trains, and writes a few pictures of the tuned model beside the run."""
+    run = tm.train(
+        model="shapes",
+        reward=warm,
+        prompts=tm.prompts.shapes(),
+        algorithm=tm.DDPO(images=32, iterations=iterations),
+        evaluation={"count": prompts},  # held-out prompts, four pictures each, before and after
+        output_dir=folder,
+        on_samples=lambda batches, step, trackers: print(
+            f"  best of {step}: {max(r.max() for _, _, _, r, _ in batches):.3f}"
+        ),
+    )
+    print(f"{len(run.metrics())} iterations, the last mean was {run.metrics()[-1]['reward']['mean']:.3f}")
+    change = run.evaluate(evaluation={"images_per_prompt": 1})["warm"].change
+    print(f"on {prompts} held-out prompts: {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]")
+    pipeline = run.pipeline()
+    found = pipeline(["a red circle", "two blue stars"], num_inference_steps=20, guidance_scale=3)
+    for k, image in enumerate(found.images):
+        image.save(f"{folder}/tuned-{k}.png")
+    return run
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

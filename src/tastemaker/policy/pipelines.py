@@ -1,0 +1,156 @@
+"""Stable Diffusion pipelines of diffusers: how they are read from folders, the hub and single files, and written.
+
+The safety checker is never loaded, for training looks at pictures through the reward alone. It is the base's own, so
+what is written has it again, copied file by file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+from tastemaker.policy.hub import INDEX, fetch, reason, refusals
+from tastemaker.policy.load import Files, quiet
+
+NETWORKS = ("unet", "vae", "text_encoder")
+
+
+def read(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+    """The pipeline on the CPU, each network in its dtype. Errors: ValueError if its weights are not to be had."""
+    try:
+        with quiet(), warnings.catch_warnings():
+            # Old scheduler files are mended by diffusers with a note for their authors, not for our users.
+            warnings.simplefilter("ignore", FutureWarning)
+            pipeline = _from_file(files, dtypes) if files.single else _from_folder(files, dtypes)
+    except refusals() as error:
+        what = f" --variant {files.variant}" if files.variant else ""
+        raise ValueError(
+            f"--model {files.model}{what} could not be loaded: {reason(error)} Needed: the weights of unet, vae and "
+            "text_encoder as safetensors files (pickled .bin files are never read)."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def plain(files: Files, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The pipeline as its owner publishes it, with its safety checker where it has one; all of it in one dtype."""
+    with quiet():
+        if files.single:
+            return _from_file(files, {"default": dtype})
+        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+            files.source,
+            revision=files.revision,
+            variant=files.variant,
+            local_files_only=files.cached,
+            use_safetensors=True,
+            dtype=dtype,
+        )
+        return pipeline
+
+
+def _from_folder(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        files.source,
+        revision=files.revision,
+        variant=files.variant,
+        local_files_only=files.cached,
+        use_safetensors=True,
+        dtype=dict(dtypes),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipeline
+
+
+def _from_file(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+    assert files.single is not None
+    try:
+        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_single_file(
+            files.source,
+            config=str(files.single.configs),
+            local_files_only=True,
+            dtype=torch.float32,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        for name in NETWORKS:
+            network = getattr(pipeline, name)
+            network.to("cpu", dtypes.get(name, dtypes["default"]))
+    except (SingleFileComponentError, NotImplementedError, AttributeError, KeyError) as error:
+        # diffusers looks for nothing that is missing; it falls over it, or leaves a tensor without content, which `to`
+        # does then.
+        raise ValueError(
+            f"its tensors are not those of a model with the configurations in {files.single.configs}."
+        ) from error
+    if files.single.prediction:
+        pipeline.scheduler.register_to_config(prediction_type=files.single.prediction)
+    return pipeline
+
+
+def write(pipeline: StableDiffusionPipeline, files: Files, folder: Path) -> None:
+    """The pipeline in diffusers layout, with the parts of its base that were not loaded.
+
+    A part that cannot be had any more is left out with a warning.
+    """
+    with quiet():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    if files.single:
+        return  # what a file has is loaded
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for name, entry in files.contents.items():
+        if not _is_part(entry) or _is_part(index.get(name)):
+            continue
+        try:
+            _copy(_part(files, name), folder / name, files.variant)
+        except refusals() as error:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            warnings.warn(
+                f"{name} of --model {files.model} could not be copied ({reason(error)}): {folder} is without it.",
+                stacklevel=2,
+            )
+        else:
+            index[name] = entry
+    if _is_part(index.get("safety_checker")):
+        index["requires_safety_checker"] = files.contents.get("requires_safety_checker", True)  # diffusers' default
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _is_part(entry: Any) -> bool:
+    """Whether an entry of model_index.json is [library, class]; a part that is not there is [null, null]."""
+    return isinstance(entry, list) and len(entry) == 2 and None not in entry
+
+
+def _part(files: Files, name: str) -> Path:
+    """The base's own folder of a part; the hub is asked for what was not needed until now."""
+    place = Path(files.source)
+    if not place.is_dir():
+        weights = ["model.safetensors", "diffusion_pytorch_model.safetensors", "*-of-*.safetensors"]
+        weights += [f"*.{files.variant}.safetensors"] if files.variant else []
+        patterns = [f"{name}/{file}" for file in ("*.json", "*.txt", *weights)]
+        place = fetch(files.source, patterns, files.revision)
+    return place / name
+
+
+def _copy(source: Path, target: Path, variant: str | None) -> None:
+    """Configurations, and weights under their plain names. Errors: OSError if a network's weights are not there."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".txt"):
+            shutil.copyfile(path, target / path.name)
+    weights = {path.name: path for path in source.glob("*.safetensors")}
+    for name, path in weights.items():
+        plain = f"{name.partition('.')[0]}.safetensors"
+        if name == plain or (plain not in weights and name == plain.replace(".", f".{variant}.", 1)):
+            shutil.copyfile(path, target / plain)
+    if (target / "config.json").is_file() and not any(target.glob("*.safetensors")):
+        raise FileNotFoundError("it has no weights as safetensors")

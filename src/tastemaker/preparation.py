@@ -1,0 +1,171 @@
+"""From what a user wrote to all that a run is made of, checked: before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tastemaker import config, devices, fitting, folder, planning
+from tastemaker.evaluation.evaluate import Trial, draw_pictures
+from tastemaker.exports import hub
+from tastemaker.plan import Plan
+from tastemaker.policy.load import BUILT_IN, load
+from tastemaker.policy.load import folder as model_folder
+from tastemaker.policy.policy import Exportable
+from tastemaker.process.noise import Key
+from tastemaker.process.samplers import DDIM
+from tastemaker.prompts.prompts import PromptSource
+from tastemaker.prompts.sources import source
+from tastemaker.reports import trackers
+from tastemaker.rewards import named
+from tastemaker.rewards.recorded import Recorded
+from tastemaker.rewards.reward import NamedReward, check
+from tastemaker.settings import RunSettings
+from tastemaker.training.optimizer import Optimizer, OptimizerSettings
+from tastemaker.world import World
+
+TRIED = 4  # pictures on which the reward's contract is checked
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    resolved: config.Resolved
+    dashes: str  # what stands before a setting's name where it was typed: two dashes on a command line
+    world: World
+    policy: Exportable
+    optimizer: Optimizer
+    reward: Recorded
+    held_out: list[NamedReward]
+    prompts: PromptSource
+    judged: PromptSource  # the prompts of evaluations
+    plan: Plan
+    output: Path
+
+    @property
+    def run(self) -> RunSettings:
+        return self.resolved.run
+
+    @property
+    def judges(self) -> list[NamedReward]:
+        """The reward, and those that nothing trains on."""
+        return [self.reward.reward, *(one for one in self.held_out if one.name != self.reward.name)]
+
+
+def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
+    """Resolves, refuses, loads, plans, and prints the plan. Errors: ValueError that names the setting as typed."""
+    model = config.asked(target, flags).get("model")
+    home = model_folder(model) if isinstance(model, str) else None
+    resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
+    run, dashes = resolved.run, "--" if spelling == "flag" else ""
+    device = torch.device(devices.pick(run.device))
+    world = World.here(str(device))
+    reward = named(run.reward, key=_spelled("reward", resolved, dashes))
+    held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
+    prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
+    judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
+    chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
+    output = Path(world.broadcast_text(str(chosen) if chosen else None))
+    _refuse(resolved, home, output, dashes)
+    fitted, limit, words = fitting.within(resolved, device)
+    policy = load_policy(fitted, device, resolved.algorithm.sets)
+    plan = planning.solve(resolved.algorithm, fitted, policy.schedule(resolved.algorithm.steps), world.size, limit)
+    resolved = fitting.decided(resolved, fitted, plan)
+    optimizer = _optimizer(resolved, policy, plan)
+    if world.rank == 0:
+        needed = fitting.table(resolved, fitted, plan, device)
+        planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
+    if not run.dry_run:
+        _try_rewards(policy, reward, held_out, prompts, run)
+    parts = (resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
+    return Parts(*parts)
+
+
+def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: str) -> None:
+    """What would do nothing, cannot be reached, or would make another run of the one that goes on."""
+    run = resolved.run
+    planning.refuse_idle(resolved, home, dashes)
+    trackers.need(run.report_to, key=f"{dashes}report_to")
+    if run.hub_model_id is not None:
+        hub.check_name(run.hub_model_id, f"{dashes}hub_model_id")
+    if run.resume_from_checkpoint is not None:
+        planning.refuse_change(resolved, output / folder.CONFIG, dashes)
+
+
+def _spelled(name: str, resolved: config.Resolved, dashes: str) -> str:
+    """A setting as errors name it: with its recipe where that says it, as a flag or argument otherwise."""
+    origin = resolved.origin.get(name, "")
+    return f"{origin}: {name}" if origin.startswith("recipe ") else f"{dashes}{name}"
+
+
+def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = ("base",)) -> Exportable:
+    """The policy that the settings describe."""
+    assert run.model is not None
+    return load(
+        run.model,
+        lora=run.lora,
+        device=device,
+        mixed_precision=run.mixed_precision,
+        resolution=run.resolution,
+        height=run.height,
+        width=run.width,
+        gradient_checkpointing=run.gradient_checkpointing,
+        vae_slicing=run.vae_slicing,
+        revision=run.revision,
+        variant=run.variant,
+        sets=(*sets, "ema") if run.ema is not None else sets,
+        seed=run.seed,
+    )
+
+
+def _folder(resolved: config.Resolved, home: Path | None, reward: str) -> Path:
+    """The run's folder; a model that lies in a folder or a file gives it that name."""
+    run = resolved.run
+    model = str(run.model)
+    if model not in BUILT_IN and (home or model.endswith(".safetensors")):
+        model = (home or Path(model)).resolve().name.removesuffix(".safetensors")
+    resume = run.resume_from_checkpoint is not None
+    return folder.choose(run.output_dir, f"{resolved.name}-{model}-{reward}", resume=resume, overwrite=run.overwrite)
+
+
+def _try_rewards(
+    policy: Exportable, reward: NamedReward, held_out: list[NamedReward], prompts: PromptSource, run: RunSettings
+) -> None:
+    """The reward's contract, on pictures of a four-step chain; of held-out rewards only that they answer."""
+    drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
+    trial = Trial(drawn, 4, 1.0, DDIM(eta=0.0), run.seed, TRIED)
+    images = draw_pictures(policy, trial, Key(run.seed, "evaluation"), drawn)
+    check(reward, images, drawn)
+    for one in held_out:  # a judge of the training prompts' world may have no score for them, but it has to answer
+        try:
+            with torch.no_grad():
+                one(images, drawn)
+        except Exception as error:
+            raise ValueError(f"held-out reward `{one.name}` failed: {type(error).__name__}: {error}") from error
+
+
+def _optimizer(resolved: config.Resolved, policy: Exportable, plan: Plan) -> Optimizer:
+    run, algorithm = resolved.run, resolved.algorithm
+    settings = OptimizerSettings(
+        learning_rate=algorithm.learning_rate,
+        weight_decay=algorithm.weight_decay,
+        betas=(run.adam_beta1, run.adam_beta2),
+        eps=run.adam_epsilon,
+        max_grad_norm=run.max_grad_norm,
+        schedule=run.lr_scheduler,
+        warmup_steps=run.lr_warmup_steps,
+        use_8bit=run.use_8bit_adam,
+        ema=run.ema,
+    )
+    return Optimizer(
+        policy.named_parameters(),
+        settings,
+        total_updates=plan.optimizer_steps,
+        scaler=run.mixed_precision == "fp16",
+        average=partial(policy.blend, "ema") if run.ema is not None else None,
+    )
