@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tastemaker import config, devices, fitting, folder, planning
+from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.exports import hub
 from tastemaker.plan import Plan
@@ -26,6 +27,7 @@ from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import NamedReward, check
 from tastemaker.settings import RunSettings
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
+from tastemaker.training.record import Bars
 from tastemaker.world import World
 
 TRIED = 4  # pictures on which the reward's contract is checked
@@ -46,6 +48,7 @@ class Parts:
     judged: PromptSource  # the prompts of evaluations
     plan: Plan
     output: Path
+    metric: Metric | None = None  # of diversity, where a prompt has several pictures
 
     @property
     def run(self) -> RunSettings:
@@ -80,10 +83,8 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     if world.rank == 0:
         needed = fitting.table(resolved, fitted, plan, device)
         planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
-    if not run.dry_run:
-        _try_rewards(policy, reward, held_out, prompts, run)
-    parts = (resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
-    return Parts(*parts)
+    parts = Parts(resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
+    return parts if run.dry_run else _tried(parts)
 
 
 def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: str) -> None:
@@ -133,20 +134,29 @@ def _folder(resolved: config.Resolved, home: Path | None, reward: str) -> Path:
     return folder.choose(run.output_dir, f"{resolved.name}-{model}-{reward}", resume=resume, overwrite=run.overwrite)
 
 
-def _try_rewards(
-    policy: Exportable, reward: NamedReward, held_out: list[NamedReward], prompts: PromptSource, run: RunSettings
-) -> None:
-    """The reward's contract, on pictures of a four-step chain; of held-out rewards only that they answer."""
-    drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
+def _tried(parts: Parts) -> Parts:
+    """With the metric of diversity, once the judges were tried on pictures of a four-step chain.
+
+    The reward has to keep its contract; held-out rewards have to answer.
+    """
+    run = parts.run
+    drawn = parts.prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
     trial = Trial(drawn, 4, 1.0, DDIM(eta=0.0), run.seed, TRIED)
-    images = draw_pictures(policy, trial, Key(run.seed, "evaluation"), drawn)
-    check(reward, images, drawn)
-    for one in held_out:  # a judge of the training prompts' world may have no score for them, but it has to answer
+    images = draw_pictures(parts.policy, trial, Key(run.seed, "evaluation"), drawn)
+    check(parts.reward.reward, images, drawn)
+    for one in parts.held_out:  # a judge of another world may have no score for these, but it has to answer
         try:
             with torch.no_grad():
                 one(images, drawn)
         except Exception as error:
             raise ValueError(f"held-out reward `{one.name}` failed: {type(error).__name__}: {error}") from error
+    if run.evaluation.images_per_prompt == 1:
+        return parts
+    judges, size = [*parts.held_out, parts.reward.reward], min(images.shape[-2:])
+    metric = metric_for(run.lpips_weights, judges, size=size, device=parts.policy.device, progress=Bars())
+    if metric.note and parts.world.rank == 0:
+        print(metric.note)
+    return replace(parts, metric=metric)
 
 
 def _optimizer(resolved: config.Resolved, policy: Exportable, plan: Plan) -> Optimizer:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tastemaker.evaluation.diversity import Diversity
+from tastemaker.evaluation.diversity import compare as compare_diversity
 from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
 from tastemaker.evaluation.statistics import bootstrap
 from tastemaker.reports.curve import learning_curve
@@ -35,15 +37,19 @@ class Results:
         prompts_name: str,
         sampler: str,
         *,
+        metric: str = "",
         write: bool = True,
         trackers: Trackers | None = None,
     ) -> None:
         self.folder, self.trial, self.prompts_name, self.sampler = folder, trial, prompts_name, sampler
+        self.metric = metric  # of diversity; empty where it is not measured
         self.write, self.trackers = write, trackers or Trackers(folder, {})
         self.lines = Lines(folder / EVALUATIONS, "evaluations", write=write)
         self.samples = Samples(folder, "evaluation", write=write)
         self.base: dict[str, torch.Tensor] = {}
         self.changes: dict[str, Change] = {}
+        self.base_diversity: dict[int, float] = {}
+        self.diversity: Diversity | None = None
 
     def rewind(self, cursor: Cursor) -> None:
         """Forgets evaluations behind the cursor, which are made again, and reads the base's values."""
@@ -53,11 +59,13 @@ class Results:
         self.samples.forget(lambda made: made >= first)
         for row in self.lines.rows()[:1]:
             self.base = {name: torch.tensor([_number(v) for v in values]) for name, values in row["values"].items()}
+            found = row.get("diversity", {"values": []})["values"]
+            self.base_diversity = {group: _number(value) for group, value in enumerate(found)}
 
     def add(self, iteration: int, verdict: Verdict) -> dict[str, Change]:
         """Writes an evaluation down and returns the changes from the base; one made again replaces its record."""
         if not self.base or iteration == 0:
-            self.base = verdict.values
+            self.base, self.base_diversity = verdict.values, verdict.diversity
         self.changes = changes = compare(self.base, verdict.values, self.trial.prompts, self.trial.seed)
         groups = self.trial.prompts.groups
         means = {n: bootstrap(v.numpy(), groups, key=(self.trial.seed, n)) for n, v in verdict.values.items()}
@@ -73,10 +81,19 @@ class Results:
             "change": {name: _flat(change) for name, change in changes.items()},
             "values": {name: value.tolist() for name, value in verdict.values.items()},
         }
+        if verdict.diversity:
+            row["diversity"] = self._diversity(verdict.diversity)
         self.lines.add(row)
         if self.write:
             self.trackers.evaluation(row, self._keep_pictures(iteration, verdict))
         return changes
+
+    def _diversity(self, found: dict[int, float]) -> dict[str, Any]:
+        """The diversity of an evaluation, its change from the base, and every prompt's, in the order of the prompts."""
+        self.diversity = compare_diversity(self.metric, self.base_diversity, found, seed=self.trial.seed)
+        interval, change = self.diversity.tuned, self.diversity.change
+        values = [found[group] for group in sorted(found)]
+        return {"metric": self.metric, **interval._asdict(), "change": change._asdict(), "values": values}
 
     def _keep_pictures(self, iteration: int, verdict: Verdict) -> list[dict[str, Any]]:
         self.samples.forget(lambda made: made == iteration)
@@ -112,7 +129,7 @@ class Results:
 
     def sentences(self) -> list[str]:
         """The last evaluation against the first, a line a score."""
-        return sentences(self.changes, len(self.trial.prompts), self.prompts_name)
+        return sentences(self.changes, len(self.trial.prompts), self.prompts_name, self.diversity)
 
     def before_after(self) -> Path | None:
         """Rows of pictures of the first and the last evaluation, same prompts, same noise."""
@@ -138,10 +155,13 @@ class Results:
         return path
 
 
-def sentences(changes: dict[str, Change], pictures: int, prompts_name: str) -> list[str]:
+def sentences(
+    changes: dict[str, Change], pictures: int, prompts_name: str, diversity: Diversity | None = None
+) -> list[str]:
     """What changed, a line a score."""
     lines = [f"{pictures} pictures of {prompts_name}, same prompts and noise before and after (95 % intervals):"]
-    width = max(map(len, changes), default=0)
+    diverse = f"diversity, {diversity.metric}" if diversity else ""
+    width = max(map(len, [*changes, diverse]), default=0)
     for name, found in changes.items():
         low, high = found.change.low, found.change.high
         relative = f"{100 * found.change.mean / abs(found.base.mean):+.0f} %, " if found.base.mean else ""
@@ -149,6 +169,13 @@ def sentences(changes: dict[str, Change], pictures: int, prompts_name: str) -> l
         lines.append(
             f"  {name:<{width}}  {found.base.mean:.4g} -> {found.tuned.mean:.4g}   {found.change.mean:+.3g} "
             f"[{low:+.3g}, {high:+.3g}]   {relative}{deviations}{found.wins.mean:.0%} of pairs won"
+        )
+    if diversity and not np.isnan(diversity.tuned.mean):
+        base, tuned, change = diversity.base.mean, diversity.tuned.mean, diversity.change
+        relative = f"   {100 * change.mean / base:+.0f} %" if base else ""
+        lines.append(
+            f"  {diverse:<{width}}  {base:.4g} -> {tuned:.4g}   {change.mean:+.3g} "
+            f"[{change.low:+.3g}, {change.high:+.3g}]{relative}"
         )
     return lines
 

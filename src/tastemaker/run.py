@@ -95,7 +95,8 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     policy, reward, plan, world, output = parts.policy, parts.reward, parts.plan, parts.world, parts.output
     writes = world.rank == 0
     trial, prompts_name, sampler = planning.trial_of(run, algorithm, parts.judged, plan.sampling_batch)
-    results = Results(output, trial, prompts_name, sampler, write=writes, trackers=running)
+    metric = parts.metric.name if parts.metric else ""
+    results = Results(output, trial, prompts_name, sampler, metric=metric, write=writes, trackers=running)
     results.rewind(start.cursor if start else Cursor(0, 0))
     record = Record(
         output,
@@ -137,7 +138,9 @@ def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) ->
 
     def evaluate(iteration: int) -> None:
         with policy.using("ema") if average and iteration else nullcontext():
-            verdict = judge(policy, parts.judges, trial, world=parts.world, progress=record.progress)
+            verdict = judge(
+                policy, parts.judges, trial, metric=parts.metric, world=parts.world, progress=record.progress
+            )
         record.progress.end()
         results.add(iteration, verdict)
         record.judged({one.name: float(verdict.values[one.name].double().nanmean()) for one in parts.judges})

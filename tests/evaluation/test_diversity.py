@@ -213,9 +213,8 @@ def test_progress_counts_pictures_and_counts_must_agree() -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty torch hub, and no network."""
+    """An empty torch hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path
 
 
@@ -227,9 +226,7 @@ REWARDS: list[NamedReward] = [adapt(blind), adapt(Judge()), adapt(Judge(), "seco
 
 
 def test_without_weights_an_embedding_else_pixels_and_it_is_said(offline: Path) -> None:
-    why = (
-        f"not by LPIPS: {offline / 'hub' / 'checkpoints'} holds no {lpips.SOURCES[0].name}, and HF_HUB_OFFLINE is set."
-    )
+    why = "not by LPIPS: its weights are not here (--lpips_weights download fetches them, 233 MB)."
     found = metric_for("auto", REWARDS, size=64)
     assert (found.name, found.note) == ("cosine in judge", f"diversity is measured as cosine in judge, {why}")
     found = metric_for("auto", REWARDS[:1])
@@ -261,13 +258,13 @@ def test_weights_at_hand_are_taken(offline: Path) -> None:
 
 
 def test_off_asks_for_no_weights_and_needs_no_excuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lpips, "published", lambda progress: pytest.fail("the network was asked"))
+    monkeypatch.setattr(lpips, "published", lambda *_: pytest.fail("weights were asked for"))
     assert metric_for("off", REWARDS, size=16) == Embedding(REWARDS[1])
     assert metric_for("off", size=64) == Pixels()
 
 
 def test_pictures_too_small_for_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lpips, "published", lambda progress: pytest.fail("the network was asked"))
+    monkeypatch.setattr(lpips, "published", lambda *_: pytest.fail("weights were asked for"))
     found = metric_for("auto", size=30)
     assert found.name == "pixels (mean squared)"
     assert found.note.endswith("not by LPIPS: pictures of 30 pixels are too small for LPIPS, which needs 31.")
@@ -284,16 +281,16 @@ def test_prompts_are_what_is_averaged_and_resampled() -> None:
     assert 0.3 <= over_prompts(base).low < 0.4 < over_prompts(base).high <= 0.5
     # every prompt loses the same, so there is nothing to doubt, however much prompts differ
     tuned = {group: value - 0.1 for group, value in base.items()}
-    found = compare(Pixels(), base, tuned, seed=3)
-    assert found.metric == "pixels (mean squared)"
+    found = compare("pixels", base, tuned, seed=3)
+    assert found.metric == "pixels"
     assert found.change == pytest.approx((-0.1, -0.1, -0.1)) and found.change.clear_of_zero
     assert (found.base.mean, found.tuned.mean) == pytest.approx((0.4, 0.3))
     assert found.base == over_prompts(base, key=(3, "diversity"))
 
 
 def test_the_change_is_over_prompts_that_both_have() -> None:
-    found = compare(Pixels(), {"a": 1.0, "b": 3.0, "gone": 9.0}, {"b": 2.0, "a": 0.5, "c": 5.0})
+    found = compare("pixels", {"a": 1.0, "b": 3.0, "gone": 9.0}, {"b": 2.0, "a": 0.5, "c": 5.0})
     assert found.change.mean == pytest.approx(-0.75)
-    one = compare(Pixels(), {"a": 1.0}, {"a": 2.0}).change
+    one = compare("pixels", {"a": 1.0}, {"a": 2.0}).change
     assert one.mean == 1 and math.isnan(one.low)
-    assert math.isnan(compare(Pixels(), {}, {}).change.mean)
+    assert math.isnan(compare("pixels", {}, {}).change.mean)

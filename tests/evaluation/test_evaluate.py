@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import runs
+from tastemaker.evaluation.diversity import Pixels
 from tastemaker.evaluation.evaluate import Trial, compare, draw_pictures, judge, trial_prompts
 from tastemaker.policy.load import load
 from tastemaker.policy.policy import Exportable
@@ -148,3 +149,41 @@ def test_comparison_leaves_out_pairs_with_a_hole() -> None:
     assert math.isnan(none.change.mean) and math.isnan(none.deviations)
     flat = compare({"r": torch.ones(4)}, {"r": torch.ones(4)}, prompts, 0)["r"]
     assert flat.change.mean == 0 and math.isnan(flat.deviations)
+
+
+def test_diversity_is_that_of_the_pictures_of_each_prompt(policy: Exportable) -> None:
+    trial = Trial(trial_prompts(SOURCE, 3, 3, 3), 3, 2.0, DDIM(eta=0.0), 3, batch=4)
+    found = judge(policy, [JUDGE], trial, metric=Pixels())
+    assert judge(policy, [JUDGE], trial).diversity == {} and set(found.diversity) == {0, 1, 2}
+    for group in range(3):
+        one, two, three = (found.pictures[3 * group + k].double() / 255 for k in range(3))
+        pairs = [(one - two), (one - three), (two - three)]
+        assert found.diversity[group] == pytest.approx(float(torch.stack(pairs).square().mean()), rel=1e-5)
+
+
+class Alone(World):
+    """One of two ranks, without the other: it keeps to its share."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank, self.size = rank, 2
+
+    def everyone(self, value: Tensor, *, ids: Any) -> Tensor:
+        return value
+
+    def broadcast_text(self, text: str | None) -> str:
+        return text or ""
+
+    def poll(self) -> None:
+        pass
+
+
+def test_a_prompts_pictures_stay_on_one_device(policy: Exportable) -> None:
+    trial = Trial(trial_prompts(SOURCE, 3, 2, 3), 3, 2.0, DDIM(eta=0.0), 3, batch=4)
+    whole = judge(policy, [JUDGE], trial, metric=Pixels())
+    parts = [judge(policy, [JUDGE], trial, metric=Pixels(), world=Alone(rank)) for rank in (0, 1)]
+    assert [part.ids for part in parts] == [(0, 1, 4, 5), (2, 3)]
+    assert set(parts[0].diversity) == {0, 2} and set(parts[1].diversity) == {1}
+    for part in parts:
+        for group, value in part.diversity.items():
+            assert value == pytest.approx(whole.diversity[group], rel=0.02)  # pictures differ by a level at most

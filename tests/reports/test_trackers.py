@@ -255,7 +255,7 @@ def test_a_resumed_run_goes_on_at_its_step(folder: Path) -> None:
             running.iteration(row(iteration), [1.0], [])
         running.finish()
     found = events(folder)
-    assert [event.step for event in found.Scalars("queries")] == [0, 1, 1, 2]
+    assert sorted(event.step for event in found.Scalars("queries")) == [0, 1, 1, 2]  # files of one second, in any order
     assert json.loads((folder / "trackers" / "runs.json").read_text()) == {"tensorboard": "first"}
     home = folder / "trackers" / "tensorboard"
     assert len(list(home.glob("*/hparams.yml"))) == 1  # the settings are stored once

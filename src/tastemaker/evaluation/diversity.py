@@ -106,9 +106,9 @@ def metric_for(
 ) -> Metric:
     """The metric that `--lpips_weights` means: LPIPS, else the first reward's embedding that has one, else pixels.
 
-    weights: `auto` takes the published ones from the torch hub's folder or downloads them; `off` takes none; else a
-    file or a folder, and then nothing stands in for it. size: the pictures' shorter side.
-    Errors: ValueError where a named file or folder is not LPIPS, or the pictures are too small for it.
+    weights: `auto` takes the published ones where they lie in the torch hub's folder; `download` fetches them; `off`
+    takes none; else a file or a folder. Only for `auto` may something else stand in. size: the pictures' shorter side.
+    Errors: ValueError where what was named is not to be had or not LPIPS, or the pictures are too small for it.
     """
     why = ""
     if size is not None and size < lpips.SMALLEST and weights != "off":
@@ -116,12 +116,13 @@ def metric_for(
     if weights not in ("auto", "off"):
         if why:
             raise ValueError(f"--lpips_weights: {why} Take `--lpips_weights off`.")
-        return Perceptual(lpips.load(weights).to(device))
+        network = lpips.published(progress) if weights == "download" else lpips.load(weights)
+        return Perceptual(network.to(device))
     if weights == "auto" and not why:
-        try:
-            return Perceptual(lpips.published(progress).to(device))
-        except ValueError as error:
-            why = str(error)
+        if lpips.missing():
+            why = "its weights are not here (--lpips_weights download fetches them, 233 MB)."
+        else:
+            return Perceptual(lpips.published().to(device))
     embedding = next((reward for reward in rewards if callable(_embed(reward))), None)
     metric = Pixels() if embedding is None else Embedding(embedding)
     return replace(metric, note=f"diversity is measured as {metric.name}, not by LPIPS: {why}") if why else metric
@@ -199,8 +200,8 @@ def over_prompts(values: Mapping[G, float], *, key: object = 0) -> Interval:
     return bootstrap(list(values.values()), list(values), key=key)
 
 
-def compare(metric: Metric, base: Mapping[G, float], tuned: Mapping[G, float], *, seed: int = 0) -> Diversity:
-    """Two models' diversity on the same prompts; the change is over prompts that both have."""
+def compare(metric: str, base: Mapping[G, float], tuned: Mapping[G, float], *, seed: int = 0) -> Diversity:
+    """Two models' diversity on the same prompts, by the metric of that name; the change is over prompts of both."""
     key, both = (seed, "diversity"), [group for group in base if group in tuned]
     change = paired([base[group] for group in both], [tuned[group] for group in both], both, key=key)
-    return Diversity(metric.name, over_prompts(base, key=key), over_prompts(tuned, key=key), change)
+    return Diversity(metric, over_prompts(base, key=key), over_prompts(tuned, key=key), change)

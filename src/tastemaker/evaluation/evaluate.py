@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tastemaker.evaluation.diversity import Metric, measure
 from tastemaker.evaluation.statistics import Interval, bootstrap, paired, win_rate
 from tastemaker.iteration import Progress, Silence
 from tastemaker.policy.policy import Policy
@@ -39,6 +40,7 @@ class Verdict(NamedTuple):
     values: dict[str, Tensor]  # [N] fp32, NaN where a score failed
     pictures: list[Tensor]  # uint8 [3,H,W], this device's share
     ids: tuple[int, ...]  # of the pictures
+    diversity: dict[int, float] = {}  # of every prompt's pictures, by group; empty where it was not measured
 
 
 class Change(NamedTuple):
@@ -62,13 +64,18 @@ def judge(
     rewards: Sequence[NamedReward],
     trial: Trial,
     *,
+    metric: Metric | None = None,
     world: World | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Draw the trial's pictures with the policy's present weights and score them. Asks no gradient of anything."""
+    """Draw the trial's pictures with the policy's present weights and score them. Asks no gradient of anything.
+
+    metric: measures the diversity of every prompt's pictures, of which there have to be two or more.
+    """
     world, progress = world or World(), progress or Silence()
     key = Key(trial.seed, "evaluation")
-    own = trial.prompts.take(range(world.rank, len(trial.prompts), world.size))
+    groups = trial.prompts.groups  # a prompt's pictures stay together
+    own = trial.prompts.take([row for row, group in enumerate(groups) if group % world.size == world.rank])
     progress.begin("evaluating", len(own))
     scores: list[dict[str, Tensor]] = []
     pictures: list[Tensor] = []
@@ -78,7 +85,17 @@ def judge(
         pictures += list((images * 255).round().clamp(0, 255).to(torch.uint8).cpu())
         progress.advance(len(part))
         world.poll()
-    return Verdict(_over_all(scores, own, trial.batch, world), pictures, own.ids)
+    found = measure(metric, pictures, own.groups, progress=progress) if metric else {}
+    return Verdict(_over_all(scores, own, trial.batch, world), pictures, own.ids, _everyones(found, world))
+
+
+def _everyones(diversity: dict[int, float], world: World) -> dict[int, float]:
+    """The diversity of all devices' prompts."""
+    if world.size == 1:
+        return diversity
+    rows = [[float(group), value] for group, value in diversity.items()]
+    both = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 2)
+    return {int(group): value for group, value in world.everyone(both, ids=list(diversity)).tolist()}
 
 
 def _scores(rewards: Sequence[NamedReward], images: Tensor, prompts: Prompts) -> dict[str, Tensor]:

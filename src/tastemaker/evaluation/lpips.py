@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import uuid
 from http.client import HTTPException
@@ -192,20 +191,27 @@ _TIMEOUT = 10.0  # seconds without an answer, or without a byte
 _MEGABYTE = 1 << 20
 
 
+def missing() -> list[Source]:
+    """The published files that the torch hub's folder lacks."""
+    return [source for source in SOURCES if not (_folder() / source.name).is_file()]
+
+
+def _folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def published(progress: Progress | None = None) -> LPIPS:
     """LPIPS with the published weights, from the torch hub's folder, into which what is missing is downloaded once.
 
-    Set HF_HUB_OFFLINE=1 to keep it from trying. Errors: ValueError saying what could not be had, and why.
+    Errors: ValueError saying what could not be had, and why.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    missing = [source for source in SOURCES if not (folder / source.name).is_file()]
-    if missing and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise ValueError(f"{folder} holds no {missing[0].name}, and HF_HUB_OFFLINE is set.")
-    for source in reversed(missing):  # the small one first: no network shows early
+    folder = _folder()
+    for source in reversed(missing()):  # the small one first: no network shows early
         try:
             _download(source, folder, progress or Silence())
         except (OSError, HTTPException) as error:
-            raise ValueError(f"{source.url} could not be downloaded: {str(error) or type(error).__name__}.") from error
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"--lpips_weights: {source.url} could not be downloaded: {reason}.") from error
     return load(folder)
 
 

@@ -10,6 +10,7 @@ Everything is logged at the iteration's number, under these names:
     seconds/PART queries images network_calls/... memory/...                 what it cost
     evaluation/REWARD/mean low high                     an evaluation, with its 95 % interval
     evaluation/REWARD/change change_low change_high change_deviations wins   against the base model, paired
+    evaluation/diversity/mean low high change_mean ...  of the pictures of a prompt
     evaluation/samples                                  the pictures that it keeps
     evaluate/REWARD/...                                 `tastemaker evaluate`, without a step: base, tuned and change
 
@@ -143,6 +144,9 @@ class Trackers:
     def evaluation(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """An evaluation: its row of evaluations.jsonl, and the rows of samples.jsonl of its pictures."""
         tree = {name: {**interval, **_change(row["change"].get(name))} for name, interval in row["reward"].items()}
+        if found := row.get("diversity"):
+            tree["diversity"] = {key: value for key, value in found.items() if key not in ("values", "change")}
+            tree["diversity"] |= {f"change_{key}": value for key, value in found["change"].items()}
         self._log({"evaluation": tree}, row["iteration"], {}, {"evaluation/samples": samples})
 
     def comparison(self, changes: Mapping[str, Any]) -> None:
