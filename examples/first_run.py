@@ -27,11 +27,11 @@ def main(folder: str = "runs/first_run", iterations: int = 8, prompts: int = 16)
         ),
     )
     print(f"{len(run.metrics())} iterations, the last mean was {run.metrics()[-1]['reward']['mean']:.3f}")
-    change = run.evaluate(evaluation={"images_per_prompt": 1})["warm"].change
-    print(f"on {prompts} held-out prompts: {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]")
+    found = run.evaluate(evaluation={"images_per_prompt": 1})["warm"]
+    print(f"on {prompts} held-out prompts: {found.change:+.3f} [{found.change_low:+.3f}, {found.change_high:+.3f}]")
     pipeline = run.pipeline()
-    found = pipeline(["a red circle", "two blue stars"], num_inference_steps=20, guidance_scale=3)
-    for k, image in enumerate(found.images):
+    drawn = pipeline(["a red circle", "two blue stars"], num_inference_steps=20, guidance_scale=3)
+    for k, image in enumerate(drawn.images):
         image.save(f"{folder}/tuned-{k}.png")
     return run
 

@@ -28,7 +28,8 @@ def test_a_run_its_resume_and_its_judgement_reach_tensorboard(tmp_path: Path) ->
     runs.train(
         runs.small(folder, "--report_to", "tensorboard", "--iterations", "2", "--resume_from_checkpoint", "latest")
     )
-    told = runs.call("evaluate", str(folder), "--report_to", "tensorboard", "--device", "cpu")
+    words = ("--report_to", "tensorboard", "--device", "cpu", "--evaluation.prompts", "train")
+    told = runs.call("evaluate", str(folder), *words)
     assert told.code == 0, told.err
     found = events(folder)
     means = {event.step: event.value for event in found.Scalars("reward/mean")}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import pytest
@@ -59,48 +57,6 @@ def test_prompts_may_be_typed_and_everything_has_an_effect(tmp_path: Path) -> No
         assert drawn(name, *words) != plain, name
 
 
-def judged(*words: str) -> str:
-    return runs.train(["evaluate", "--device", "cpu", *words]).out
-
-
-def test_evaluating_twice_gives_the_same_numbers_as_the_run_itself(tmp_path: Path) -> None:
-    folder, ran = runs.finished()
-    first = judged(str(folder), "--output", str(tmp_path / "numbers.json"))
-    assert judged("--run", str(folder), "--output", str(tmp_path / "again.json")) == first
-    assert (tmp_path / "numbers.json").read_bytes() == (tmp_path / "again.json").read_bytes()
-    assert first.splitlines()[0] in ran.out and first.splitlines()[1].startswith("  brightness  ")
-    found = json.loads((tmp_path / "numbers.json").read_text())["brightness"]
-    before, after = runs.rows(folder, "evaluations")
-    for key, row in (("base", before), ("tuned", after)):
-        expected = row["reward"]["brightness"]
-        assert set(found[key]) == {"mean", "low", "high"}
-        assert all(math.isclose(found[key][end], expected[end], abs_tol=1e-5) for end in expected)
-    change = after["change"]["brightness"]
-    assert math.isclose(found["change"]["mean"], change["mean"], abs_tol=1e-5)
-    assert math.isclose(found["deviations"], change["deviations"], rel_tol=1e-2)
-
-
-def test_another_judge_other_prompts_and_the_training_chain(tmp_path: Path) -> None:
-    folder, _ = runs.finished()
-    other = ("--rewards", f"{runs.reward('redness')},{runs.reward('brightness')}")
-    asked = ("--evaluation.prompts", str(tmp_path / "own.txt"), "--evaluation.images_per_prompt", "2")
-    (tmp_path / "own.txt").write_text("a cat\na pig\n")
-    out = judged(str(folder), *other, *asked, "--evaluation.count", "2")
-    assert out.startswith(f"4 pictures of {tmp_path / 'own.txt'}, same prompts and noise")
-    names = [line.split()[0] for line in out.splitlines()[1:]]
-    assert names == ["redness", "redness.green", "redness.blue", "brightness"]
-    drawn = judged(str(folder), *other, *asked, "--evaluation.count", "2", "--evaluation.sampler", "train")
-    assert drawn.splitlines()[0] == out.splitlines()[0] and drawn.splitlines()[1:] != out.splitlines()[1:]
-
-
-def test_a_lora_file_is_judged_without_a_run(tmp_path: Path) -> None:
-    folder, _ = runs.finished()
-    like = ("--model", runs.model(), "--lora", str(folder / runs.LORA), "--rewards", runs.reward("brightness"))
-    more = ("--evaluation.prompts", str(runs.home() / "prompts.txt"), "--evaluation.steps", "3")
-    out = judged(*like, *more, "--evaluation.guidance", "2", "--evaluation.count", "4")
-    assert out.splitlines()[1:] == judged(str(folder)).splitlines()[1:]
-
-
 MISTAKES = [
     ("sample --modle x", "--modle is not a flag of tastemaker sample.  Did you mean `--model`?"),
     ("sample --prompts text:x", "there is neither --run nor --model: name one."),
@@ -126,9 +82,14 @@ MISTAKES = [
     ("sample --run {done} --model {model}", "--model has no effect beside --run, which has one of its own"),
     ("sample --run {home}", "--run {home} holds no config.yaml: name a folder that `tastemaker train` left."),
     ("sample a cat", "sample takes no plain words, found 'a'. Write --prompts 'text:a cat'."),
-    ("evaluate {done} {done}", "evaluate takes one run, found "),
-    ("evaluate --model {model}", "there is nothing to compare with the base model: give --run FOLDER or --lora FILE."),
+    ("evaluate", "there is neither --run nor --model: name one."),
+    ("evaluate base", "`base` is the base of what? Name a run, or the model with --model."),
+    ("evaluate {home}", "{home} holds no config.yaml: name a folder that `tastemaker train` left."),
+    ("evaluate {home}/no --evaluation.prompts animals", "--model {home}/no: no such folder."),
+    ("evaluate {done}", "finished names no prompts to be judged by but those it was trained on: give others with"),
     ("evaluate --model {model} --lora x", "there are no prompts to judge by: give --evaluation.prompts"),
+    ("evaluate {done} --output x.txt", "--output x.txt: give FILE.json, FILE.csv, or a folder."),
+    ("evaluate {model} --report_to tensorboard", "--report_to goes on with a run's trackers: name the run's folder"),
     ("evaluate {done} --evaluation.cuont 3", "--evaluation.cuont is not a setting of evaluation."),
     ("evaluate {done} --evaluation 3", "--evaluation is a group of settings, --evaluation.KEY; found '3'."),
     ("evaluate {done} --evaluation.prompts no.txt", "--evaluation.prompts: no.txt does not exist"),
@@ -154,14 +115,9 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_of_the_whole_network_is_drawn_with_and_judged(tmp_path: Path) -> None:
+def test_a_run_of_the_whole_network_is_drawn_with(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ran = runs.train(runs.small(run, "--no-lora", "--evaluation.count", "2", "--save_samples", "0"))
-    out = judged(str(run), "--output", str(tmp_path / "numbers.json"))
-    assert out in ran.out
-    found = json.loads((tmp_path / "numbers.json").read_text())["brightness"]
-    change = runs.rows(run, "evaluations")[-1]["change"]["brightness"]["mean"]
-    assert math.isclose(found["change"]["mean"], change, rel_tol=1e-3) and abs(change) > 1e-3
+    runs.train(runs.small(run, "--no-lora", "--save_samples", "0"))
     few = ("--prompts", "text:a cat", "--count", "1", "--steps", "2", "--guidance", "2")
     places = {
         "run": ("--run", str(run)),

@@ -19,7 +19,7 @@ from tastemaker.training.record import METRICS
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from tastemaker.evaluation.evaluate import Change
+    from tastemaker.comparison import Score
     from tastemaker.prompts.prompts import PromptSource
     from tastemaker.rewards.reward import NamedReward
 
@@ -65,18 +65,21 @@ class Run:
         *,
         evaluation: Mapping[str, Any] | None = None,
         device: str = "auto",
-    ) -> dict[str, Change]:
-        """Judge the tuned model against its base anew, on the same prompts and noise: score -> change, paired.
+    ) -> dict[str, Score]:
+        """Judge the tuned model against its base anew, on the same prompts and noise: its scores by name.
+
+        A score has mean, low, high; change, change_low, change_high (paired, 95 %); deviations, wins.
 
         rewards: names, functions or objects; the run's own and its held-out rewards where none are given.
         evaluation: settings over those of the run's own evaluations, such as `{"count": 256, "prompts": [...]}`.
         """
-        from tastemaker.sampling import compared
+        from tastemaker.judging import compared
 
         self._need_weights()
         judges = self._judges() if rewards is None else [named(one, key="rewards") for one in rewards]
-        flags = {"run": str(self.folder), "evaluation": dict(evaluation or {}), "device": device}
-        return compared(flags, judges, self.judged).changes
+        flags = {"evaluation": dict(evaluation or {}), "device": device}
+        found = compared([str(self.folder)], flags, judges=judges, prompts=self.judged)
+        return found.rows[-1].scores
 
     def pipeline(self, device: str = "auto") -> DiffusionPipeline:
         """A plain diffusers pipeline with the tuned weights, e.g. `run.pipeline()(["squirrel", "crab"]).images`.

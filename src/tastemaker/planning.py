@@ -18,10 +18,11 @@ from tastemaker.plan import Plan
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import PromptSource
-from tastemaker.prompts.sources import source
+from tastemaker.prompts.sources import HELD_OUT, source
 from tastemaker.settings import RunSettings
 
 FIXED = ("algorithm", "model", "revision", "variant", "reward", "prompts", "negative_prompt", "seed", "lora", "ema")
+TRAIN = "train"  # --evaluation.prompts train: those of the training
 CALL_ROWS = 64  # items of one network call where nothing else limits them
 
 
@@ -67,9 +68,16 @@ def _fewest_repeats(counts: Mapping[int, int], limit: int) -> int:
     return min(range(max(1, limit // 2), limit + 1), key=cost)
 
 
+def judged_by(run: RunSettings) -> Any:
+    """The prompts of evaluations as the user names them; none where there are but the training prompts, TRAIN."""
+    asked = run.evaluation.prompts
+    return asked if asked is not None else HELD_OUT.get(run.prompts) if isinstance(run.prompts, str) else None
+
+
 def judged_prompts(run: RunSettings, prompts: PromptSource, *, key: str) -> PromptSource:
-    """The prompts of evaluations: the training prompts where no others are named."""
-    return prompts if run.evaluation.prompts is None else source(run.evaluation.prompts, key=key)
+    """The prompts of evaluations: the training prompts where they are asked for, and where there are no others."""
+    asked = judged_by(run)
+    return prompts if asked is None or asked == TRAIN else source(asked, key=key)
 
 
 def trial_of(run: RunSettings, algorithm: Any, judged: PromptSource, batch: int) -> tuple[Trial, str, str]:
@@ -90,7 +98,8 @@ def trial_of(run: RunSettings, algorithm: Any, judged: PromptSource, batch: int)
         min(batch, len(prompts)),
         run.negative_prompt,
     )
-    name = getattr(judged, "name", "prompts") + (" (the training prompts)" if asked.prompts is None else "")
+    own = judged_by(run) is None or judged_by(run) == TRAIN
+    name = getattr(judged, "name", "prompts") + (" (the training prompts)" if own else "")
     return trial, name, asked.sampler if isinstance(asked.sampler, str) else repr(sampler)
 
 

@@ -31,7 +31,7 @@ def amount(text: str) -> int:
 class Evaluation:
     """Pictures of fixed prompts from fixed noise, of the base and of the tuned model: the same for every algorithm."""
 
-    prompts: Any = None  # the prompts to judge by, a name, file or list; none is the run's own `prompts`
+    prompts: Any = None  # a name, file or list; none is the training set's held-out one; `train` are the training's own
     count: int = 64  # prompts, the first of the source in its keyed order
     images_per_prompt: int = 1  # pictures of each prompt, from different noise
     steps: int | None = None  # length of the chain; none is the algorithm's `steps`

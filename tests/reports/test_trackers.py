@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,8 +20,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tastemaker.evaluation.evaluate import Change
-from tastemaker.evaluation.statistics import Interval
+from tastemaker.comparison import Score
 from tastemaker.reports import backends, trackers
 from tastemaker.reports.trackers import PACKAGES, Trackers, flattened, need, start
 
@@ -201,9 +201,9 @@ def test_an_evaluation_and_a_comparison_are_told_under_the_names_that_are_docume
     told = Told()
     running = Trackers(folder, {"mlflow": told})
     running.evaluation(EVALUATION, samples(1.0))
-    change = Change(Interval(1.0, 0, 2), Interval(2.0, 1, 3), Interval(1.0, 0.5, 1.5), NAN, Interval(0.75, 0.5, 1.0))
-    running.comparison({"taste": change})
-    scores = {"base": 1.0, "tuned": 2.0, "change": 1.0, "change_low": 0.5, "change_high": 1.5, "wins": 0.75}
+    score = Score(2.0, 1.0, 3.0, 1.0, 0.5, 1.5, NAN, 0.75, 0.5, 1.0)
+    running.comparison({"taste": score})
+    scores = {name: value for name, value in asdict(score).items() if name != "deviations"}
     assert told.logged == [(3, JUDGED), (None, {f"evaluate/taste/{k}": v for k, v in scores.items()})]
 
 

@@ -58,5 +58,5 @@ def test_settings_by_flags_reach_the_run_and_its_judgement(file: str, tmp_path: 
     assert runs.settings(thrice)["reward"] == {"name": f"{file}:tinted", "weight": "3"}
     one, three = (runs.rows(folder, "evaluations")[0]["reward"]["tinted"]["mean"] for folder in (once, thrice))
     assert three == pytest.approx(3 * one, rel=1e-6)
-    anew = runs.call("evaluate", str(thrice), "--device", "cpu", "--evaluation.count", "1")
-    assert anew.code == 0 and f"{three:.4g} ->" in anew.out
+    anew = runs.call("evaluate", str(thrice), "--device", "cpu", "--evaluation.prompts", "train")
+    assert anew.code == 0 and f"   {three:.4g} " in anew.out

@@ -1,32 +1,98 @@
-"""`tastemaker evaluate RUN ...`: a run's weights against its base model on fixed prompts and noise."""
+"""`tastemaker evaluate WHAT ...`: models side by side on fixed prompts and noise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tastemaker import flags
 
-USAGE = """tastemaker evaluate --run FOLDER [--rewards NAME,NAME] [--evaluation.count 64] [--output FILE.json]
+USAGE = """tastemaker evaluate WHAT [WHAT ...] [--rewards NAME,NAME] [--evaluation.count 64] [--output WHERE]
 
-  --run          a folder that `train` left
-  --model, --lora  or a model and a LoRA file instead of a run
-  --rewards      what to judge by (default: the run's reward and its held-out rewards)
-  --evaluation.prompts --evaluation.count --evaluation.images_per_prompt --evaluation.steps --evaluation.guidance
+  WHAT           a folder that `train` left, a LoRA file (with --model), or a model: a built-in one, a folder, a hub id.
+                 The base of what was tuned is judged too. Runs that differ in their seed alone are summed up.
+  --model        the base model of LoRA files; above rank 4 give --lora FILE and --lora.rank
+  --run, --lora  one run, one LoRA file, instead of words
+  --rewards      what to judge by (default: the first run's reward and its held-out rewards)
+  --evaluation.prompts   a set, a file, a list; `train` are the training prompts, which are taken only when asked for
+  --evaluation.count --evaluation.images_per_prompt --evaluation.steps --evaluation.guidance
   --evaluation.sampler   `deterministic` (default) or `train`: the chain that drew the training pictures
-  --output       also write the numbers as JSON
+  --lpips_weights        of the distance that diversity is measured by: auto, download, off, or a path
+  --output       FILE.json, FILE.csv, or a folder: both, a grid, every picture, and verdicts that are not made twice
   --report_to    also tell the run's trackers: tensorboard, wandb, trackio
+  --seed --device --mixed_precision
 """
+FLAGS = {"run", "model", "lora", "device", "mixed_precision", "seed", "rewards", "evaluation", "output", "report_to"}
+FLAGS |= {"lpips_weights"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Judge base and tuned model on the same prompts and noise, and print the paired changes."""
+    """Judge all on the same prompts and noise, and print the paired changes."""
     words, tree, wanted = flags.parse(argv)
     if wanted:
         print(USAGE, end="")
         return 0
-    if len(words) > 1:
-        raise ValueError(f"evaluate takes one run, found {', '.join(words)}.")
-    from tastemaker.sampling import evaluate
+    from rich.console import Console
 
-    print("\n".join(evaluate({**({"run": words[0]} if words else {}), **tree})))
+    from tastemaker.judging import compared
+    from tastemaker.sampling import refuse_unknown
+
+    refuse_unknown("evaluate", tree, FLAGS)
+    output, runs = _output(tree), _runs(words, tree)
+    found = compared(words, tree, output=output if output is not None and not output.suffix else None)
+    console = Console(highlight=False, width=max(120, shutil.get_terminal_size((120, 24)).columns))
+    console.print(found.heading(), soft_wrap=True)
+    for table in found.shown():
+        console.print()
+        console.print(table)
+    _write(found, output)
+    _tell(found, runs, tree)
     return 0
+
+
+def _output(tree: Mapping[str, Any]) -> Path | None:
+    """Where the numbers go; refused before any work where that cannot be."""
+    if "output" not in tree:
+        return None
+    output = Path(str(tree["output"])).expanduser()
+    if output.suffix not in ("", ".json", ".csv") or not output.suffix and output.is_file():
+        raise ValueError(f"--output {output}: give FILE.json, FILE.csv, or a folder.")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}.")
+    return output
+
+
+def _runs(words: Sequence[str], tree: Mapping[str, Any]) -> list[Any]:
+    """The runs whose trackers are told."""
+    if "report_to" not in tree:
+        return []
+    from tastemaker.reports import trackers
+    from tastemaker.subjects import of_words
+
+    trackers.need(str(tree["report_to"]).split(","))
+    runs = [one for one in of_words(words, tree) if one.file and one.is_tuned]
+    if not runs:
+        raise ValueError("--report_to goes on with a run's trackers: name the run's folder, or leave it out.")
+    return runs
+
+
+def _write(found: Any, output: Path | None) -> None:
+    from tastemaker.folder import write_text
+
+    if output is None:
+        return
+    if output.suffix:
+        write_text(output, found.csv() if output.suffix == ".csv" else found.json())
+    print(f"\n  {output}")
+
+
+def _tell(found: Any, runs: Sequence[Any], tree: Mapping[str, Any]) -> None:
+    from tastemaker.reports import trackers
+
+    rows = {row.name: row.scores for row in found.rows}
+    for run in runs:
+        running = trackers.start(str(tree["report_to"]).split(","), run.file.parent, run.tree)
+        running.comparison(rows[run.name])
+        running.finish()

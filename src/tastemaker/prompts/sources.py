@@ -36,6 +36,9 @@ TABLE: dict[str, str] = {
     "imagenet_all": "tastemaker.prompts.words:imagenet",
 }
 
+# Sets with a sibling that evaluations take: none of its prompts is in the set.
+HELD_OUT = {"shapes": "shapes_heldout", "animals": "animals_heldout", "simple_animals": "animals_heldout"}
+
 
 @dataclass(frozen=True)
 class Listed:

@@ -12,7 +12,7 @@ Everything is logged at the iteration's number, under these names:
     evaluation/REWARD/change change_low change_high change_deviations wins   against the base model, paired
     evaluation/diversity/mean low high change_mean ...  of the pictures of a prompt
     evaluation/samples                                  the pictures that it keeps
-    evaluate/REWARD/...                                 `tastemaker evaluate`, without a step: base, tuned and change
+    evaluate/REWARD/mean low high change ...            `tastemaker evaluate`, without a step
 
 TensorBoard, W&B and trackio are given all of it, accelerate's other trackers the numbers and, where accelerate can, the
 pictures. Numbers that are not finite are left out. metrics.jsonl and evaluations.jsonl hold everything, whatever
@@ -28,6 +28,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,13 +150,9 @@ class Trackers:
             tree["diversity"] |= {f"change_{key}": value for key, value in found["change"].items()}
         self._log({"evaluation": tree}, row["iteration"], {}, {"evaluation/samples": samples})
 
-    def comparison(self, changes: Mapping[str, Any]) -> None:
-        """What `tastemaker evaluate` found: `evaluation.evaluate.Change` by the name of the score."""
-        tree = {}
-        for name, found in changes.items():
-            change = {**found.change._asdict(), "deviations": found.deviations, "wins": found.wins.mean}
-            tree[name] = {"base": found.base.mean, "tuned": found.tuned.mean, **_change(change)}
-        self._log({"evaluate": tree}, None, {}, {})
+    def comparison(self, scores: Mapping[str, Any]) -> None:
+        """What `tastemaker evaluate` found: a dataclass of numbers by the name of the score."""
+        self._log({"evaluate": {name: asdict(found) for name, found in scores.items()}}, None, {}, {})
 
     def finish(self) -> None:
         """Ends every tracker's run; nothing is logged afterwards."""

@@ -1,0 +1,145 @@
+"""The folder of an evaluation: its numbers, its pictures, and verdicts that need not be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tastemaker.evaluation.evaluate import Verdict
+from tastemaker.folder import write_text
+from tastemaker.policy.load import folder as model_folder
+from tastemaker.reports.pictures import grid
+from tastemaker.subjects import OF_MODEL, Subject
+
+if TYPE_CHECKING:
+    from tastemaker.comparison import Table
+    from tastemaker.judging import Bench
+
+ACROSS = 8  # pictures of a model in the grid, each of another prompt
+SCHEMA = 1
+
+
+@dataclass
+class Shelf:
+    """Keeps nothing where there is no folder.
+
+    folder: evaluation.json, evaluation.csv, grid.png, images/<model>/<id>.png, verdicts/<digest>.json.
+    """
+
+    folder: Path | None
+    metric: str = ""  # of the diversity in the verdicts that were found
+
+    def find(self, subject: Subject, bench: Bench) -> Verdict | None:
+        """The verdict that was made before: of the same weights, by the same trial and judges."""
+        path = self._path(subject, bench)
+        if path is None or not path.is_file():
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        files = [self._image(subject, b) for b in kept["ids"]]
+        if not all(file.is_file() for file in files):
+            return None
+        self.metric = kept["metric"]
+        values = {name: torch.tensor([_number(v) for v in found]) for name, found in kept["values"].items()}
+        diversity = {int(group): _number(value) for group, value in kept["diversity"].items()}
+        return Verdict(values, [_read(file) for file in files], tuple(kept["ids"]), diversity)
+
+    def keep(self, subject: Subject, bench: Bench, verdict: Verdict, metric: str) -> None:
+        """Writes the pictures, then the verdict."""
+        path = self._path(subject, bench)
+        if path is None:
+            return
+        for b, picture in zip(verdict.ids, verdict.pictures, strict=True):
+            file = self._image(subject, b)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+        found = {
+            "schema": SCHEMA,
+            "model": subject.name,
+            "metric": metric,
+            "ids": list(verdict.ids),
+            "values": {name: [_plain(v) for v in values.tolist()] for name, values in verdict.values.items()},
+            "diversity": {str(group): _plain(value) for group, value in verdict.diversity.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(found))
+
+    def show(self, table: Table, bench: Bench, verdicts: Mapping[str, Verdict]) -> None:
+        """The numbers as JSON and CSV, and a grid: a row a model, a column a prompt, the same noise in each."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "evaluation.json", table.json())
+        write_text(self.folder / "evaluation.csv", table.csv())
+        groups = bench.trial.prompts.groups
+        firsts = [groups.index(group) for group in dict.fromkeys(groups)][:ACROSS]
+        scores = next(iter(bench.judges)).name
+        rows, notes = [], []
+        for verdict in verdicts.values():
+            rows.append([verdict.pictures[b].float() / 255 for b in firsts])
+            notes.append([f"{float(verdict.values[scores][b]):.3g}" for b in firsts])
+        captions = [bench.trial.prompts.texts[b] for b in firsts]
+        grid(rows, captions, list(verdicts), self.folder / "grid.png", notes=notes)
+
+    def _image(self, subject: Subject, b: int) -> Path:
+        assert self.folder is not None
+        return self.folder / "images" / re.sub(r"[^\w.-]+", "-", subject.name) / f"{b}.png"
+
+    def _path(self, subject: Subject, bench: Bench) -> Path | None:
+        if self.folder is None:
+            return None
+        trial = bench.trial
+        asked = [trial.steps, trial.guidance, repr(trial.sampler), trial.seed, trial.batch, trial.negative]
+        parts = [
+            SCHEMA,
+            subject.name,
+            [str(subject.tree.get(key)) for key in (*OF_MODEL, "mixed_precision")],
+            list(_weights(subject)),
+            asked,
+            [list(trial.prompts.texts), list(trial.prompts.groups), repr(trial.prompts.metadata)],
+            [[judge.name, _source(judge.function)] for judge in bench.judges],
+            bench.settings.lpips_weights,
+        ]
+        digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+        return self.folder / "verdicts" / f"{digest}.json"
+
+
+def _weights(subject: Subject) -> Iterator[tuple[str, int, int]]:
+    """Files of the model that is judged, with their sizes and times: a model that was trained again is another one."""
+    tuned = subject.tuned
+    places = [Path(str(subject.lora.file))] if subject.lora and subject.lora.file else []
+    home = model_folder(str(tuned["model"])) or Path(str(tuned["model"]))
+    for place in [*places, home]:
+        for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []:
+            yield file.name, file.stat().st_size, file.stat().st_mtime_ns
+
+
+def _source(function: Any) -> str:
+    """What a judge is made of, as far as can be told: its text."""
+    function = getattr(function, "func", function)
+    try:
+        return inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):  # typed into an interpreter, or not written in Python
+        return repr(type(function))
+
+
+def _read(file: Path) -> torch.Tensor:
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _plain(value: float) -> float | None:
+    return value if np.isfinite(value) else None

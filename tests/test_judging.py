@@ -1,0 +1,159 @@
+"""Models side by side: tables that equal their JSON, verdicts that are not made twice, seeds that are summed up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import runs
+from tastemaker import judging
+from tastemaker.evaluation.statistics import over_seeds
+
+
+def judged(*words: str, prompts: str = "train") -> str:
+    return runs.train(["evaluate", "--device", "cpu", "--evaluation.prompts", prompts, *words]).out
+
+
+def numbers(*words: str, file: Path, prompts: str = "train") -> dict[str, Any]:
+    judged(*words, "--output", str(file), prompts=prompts)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_a_run_is_judged_to_the_numbers_it_wrote_itself(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    found = numbers(str(folder), file=tmp_path / "numbers.json")
+    assert (tmp_path / "numbers.json").read_bytes() == (
+        numbers("--run", str(folder), file=tmp_path / "again.json") and (tmp_path / "again.json").read_bytes()
+    )
+    assert found["prompts"].endswith("prompts.txt (the training prompts)") and found["metric"] == ""
+    base, tuned = found["rows"]
+    assert base["base"] == tuned["base"] == base["name"] == "tiny-model" and tuned["name"] == "finished"
+    for row, own in zip((base, tuned), runs.rows(folder, "evaluations"), strict=True):
+        score = row["scores"]["brightness"]
+        for end in ("mean", "low", "high"):
+            assert math.isclose(score[end], own["reward"]["brightness"][end], abs_tol=1e-5)
+            name = "change" if end == "mean" else f"change_{end}"
+            assert math.isclose(score[name], own["change"]["brightness"][end], abs_tol=1e-5)
+    assert base["scores"]["brightness"]["change"] == 0 and tuned["scores"]["brightness"]["change"] != 0
+
+
+def test_the_table_the_json_and_the_csv_say_the_same(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    out = judged(str(folder), "--output", str(tmp_path / "all"), "--evaluation.images_per_prompt", "2")
+    found = json.loads((tmp_path / "all" / "evaluation.json").read_text())
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "all" / "evaluation.csv").read_text())))
+    assert [(line["model"], line["score"]) for line in lines] == [
+        (row["name"], score) for row in found["rows"] for score in row["scores"]
+    ]
+    for line in lines:
+        row = next(row for row in found["rows"] if row["name"] == line["model"])
+        for name, value in row["scores"][line["score"]].items():
+            assert line[name] == ("" if value is None else repr(value))
+    tuned = found["rows"][1]["scores"]["brightness"]
+    shown = next(line for line in out.splitlines() if line.startswith("finished"))
+    ends = f"{tuned['change']:+.3g}   [{tuned['change_low']:+.3g}, {tuned['change_high']:+.3g}]"
+    assert re.sub(r" {2,}", "   ", shown).startswith(f"finished   {tuned['mean']:.4g}   {ends}")
+    assert "diversity, pixels (mean squared)" in out and found["metric"] == "pixels (mean squared)"
+    assert found["rows"][1]["scores"]["diversity"]["wins"] is None
+
+
+def test_what_is_done_is_not_done_again_until_something_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs.finished()[0], run)
+    asked = ("run", "--output", "all", "--evaluation.count", "2")
+    monkeypatch.chdir(tmp_path)
+    first = judged(*asked)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "all").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "judge", lambda *_, **__: pytest.fail("judged again"))
+        again = judged(*asked)
+    assert [line for line in first.splitlines() if not line.startswith("judging")] == again.splitlines()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "all").rglob("*") if path.is_file()} == kept
+    with Image.open(tmp_path / "all" / "images" / "run" / "0.png") as picture:
+        assert picture.size == (16, 16)
+    made = []
+    monkeypatch.setattr(judging, "judge", lambda *a, real=judging.judge, **k: made.append(1) or real(*a, **k))
+    (run / runs.LORA).touch()  # trained again: only the run is
+    judged(*asked)
+    assert len(made) == 1
+    judged("run", "--output", "all", "--evaluation.count", "3")
+    assert len(made) == 3
+
+
+def test_runs_that_differ_in_their_seed_are_summed_up(tmp_path: Path) -> None:
+    places = [tmp_path / f"run-{seed}" for seed in (1, 2, 3)]
+    for seed, place in enumerate(places, 1):
+        runs.train(runs.small(place, "--seed", str(seed), "--save_samples", "0", "--evaluation.count", "2"))
+    other = runs.plain()
+    words = [str(place) for place in (*places, other)]
+    found = numbers(*words, file=tmp_path / "numbers.json")
+    assert [row["name"] for row in found["rows"]] == ["tiny-model", "run-1", "run-2", "run-3", "plain"]
+    (seeds,) = found["seeds"]
+    assert seeds["names"] == ["run-1", "run-2", "run-3"]
+    changes = [row["scores"]["brightness"]["change"] for row in found["rows"][1:4]]
+    assert len(set(changes)) == 3
+    assert seeds["changes"]["brightness"] == over_seeds(changes)._asdict()
+    assert found["seed"] == 1  # one noise for all
+    assert "over 3 seeds" in judged(*words)
+
+
+def test_models_lora_files_and_names_that_are_equal(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    prompts = str(runs.home() / "prompts.txt")
+    like = ("--model", runs.model(), "--rewards", runs.reward("brightness"), "--evaluation.count", "4")
+    like += ("--evaluation.steps", "3", "--evaluation.guidance", "2")
+    file = str(folder / runs.LORA)
+    found = numbers(file, file, "base", *like, file=tmp_path / "numbers.json", prompts=prompts)
+    names = [row["name"] for row in found["rows"]]
+    assert names == ["tiny-model", "pytorch_lora_weights", "pytorch_lora_weights #2"]
+    own = numbers(str(folder), file=tmp_path / "own.json")
+    assert found["rows"][1]["scores"] == found["rows"][2]["scores"] == own["rows"][1]["scores"]
+
+
+def test_another_judge_other_prompts_and_the_training_chain(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    (tmp_path / "own.txt").write_text("a cat\na pig\n")
+    asked = (str(folder), "--rewards", f"{runs.reward('redness')},{runs.reward('brightness')}")
+    asked += ("--evaluation.images_per_prompt", "2", "--evaluation.count", "2")
+    out = judged(*asked, prompts=str(tmp_path / "own.txt"))
+    assert f"4 pictures of {tmp_path / 'own.txt'} by each model" in out
+    names = [line.strip() for line in out.splitlines() if line and line[0].isalpha() and "   " not in line.strip()]
+    assert [name for name in names if "ness" in name] == ["redness", "redness.green", "redness.blue", "brightness"]
+    drawn = judged(*asked, "--evaluation.sampler", "train", prompts=str(tmp_path / "own.txt"))
+    assert drawn != out and "train sampler" in drawn
+
+
+def test_a_run_of_the_whole_network_is_judged_against_its_base(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    runs.train(runs.small(run, "--no-lora", "--evaluation.count", "2", "--save_samples", "0"))
+    found = numbers(str(run), file=tmp_path / "numbers.json")["rows"][1]["scores"]["brightness"]
+    change = runs.rows(run, "evaluations")[-1]["change"]["brightness"]["mean"]
+    assert math.isclose(found["change"], change, rel_tol=1e-3) and abs(change) > 1e-3
+
+
+def test_a_set_with_a_held_out_sibling_is_judged_by_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    runs.train(runs.small(run, "--prompts", "animals"))
+    assert runs.rows(run, "evaluations")[0]["prompts"] == "animals_heldout"
+    own = tmp_path / "own"
+    runs.train(runs.small(own, "--prompts", "animals", "--evaluation.prompts", "train"))
+    assert runs.rows(own, "evaluations")[0]["prompts"] == "animals (the training prompts)"
+
+
+def test_judging_disturbs_no_global_generator() -> None:
+    before = torch.get_rng_state()
+    judged(str(runs.plain()), "--evaluation.count", "1")
+    assert torch.equal(before, torch.get_rng_state())
