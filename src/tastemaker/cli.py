@@ -13,6 +13,7 @@ COMMANDS = {
     "sample": ("tastemaker.commands.sample", "draw pictures with a model or a run"),
     "evaluate": ("tastemaker.commands.evaluate", "compare a run with its base model on fixed prompts and noise"),
     "push": ("tastemaker.commands.push", "put a finished run on the Hugging Face hub, with a model card"),
+    "sweep": ("tastemaker.commands.sweep", "a recipe over values of a setting and over seeds, side by side"),
     "explain": ("tastemaker.commands.explain", "what an algorithm, recipe, reward or setting is, with defaults"),
     "doctor": ("tastemaker.commands.doctor", "versions, devices, and what is missing"),
 }

@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 # The composition root and what stands around it may import all.
 ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "devices", "exports", "flags"}
 ROOT_MODULES |= {"fitting", "folder", "layers", "manual", "outcome", "planning", "preparation", "results", "run"}
-ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subjects"}
+ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subjects", "sweep_report", "sweeping"}
 # Reached through tables of strings, or by one module alone.
 ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "fitting"}, "metering": {"metering", "memory"}}
 
