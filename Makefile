@@ -12,7 +12,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-browser test-gpu
+install: $(READY)  ## set up .venv with the library and its tools
+
+.PHONY: help install demo test check test-browser test-gpu
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'

@@ -289,7 +289,10 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
             "--learning_rate 1 --algorithm.learning_rate 2",
             "--learning_rate is `algorithm.learning_rate` by another name",
         ),
-        ("--no-lora --lora.rank 2", "--lora.rank sets a part of `lora`, which another flag switches."),
+        (
+            "--no-lora --lora.rank 2",
+            "--lora.rank sets a part of `lora`, which --no-lora switches: take one of them out.",
+        ),
         ("--lora.rank 2 --no-lora", "--lora is switched, and a part of it is set by another flag"),
         ("--no-lora=x", "--no-lora takes no value"),
         ("--lora..rank 1", "--lora..rank is not a flag"),
@@ -306,7 +309,7 @@ def test_errors_begin_with_the_key_as_it_was_typed(flags: str, message: str) -> 
 @pytest.mark.parametrize("key", ["model", "reward", "prompts"])
 def test_what_has_no_default_is_asked_for_with_names_that_fit(key: str) -> None:
     given = {name: value for name, value in RUN.items() if name != key}
-    with pytest.raises(ValueError, match=rf"^there is no {key}: .* Give --{key}: .*shapes"):
+    with pytest.raises(ValueError, match=rf"^--{key} is missing, .* Give --{key}: .*shapes"):
         config.resolve("toy", given, {})
     assert config.resolve("toy", given, {"defaults": {key: "shapes"}}).origin[key] == "model"
 

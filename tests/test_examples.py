@@ -23,6 +23,6 @@ def test_an_example_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     run = example.main(str(tmp_path / "run"), iterations=1, prompts=2)
     assert run.done and len(run.metrics()) == 1
     said = capsys.readouterr().out
-    assert "best of 0: " in said and "held-out prompts: " in said
+    assert "best of 1: " in said and "held-out prompts: " in said
     with Image.open(tmp_path / "run" / "tuned-1.png") as picture:
         assert picture.size == (64, 64)

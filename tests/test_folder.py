@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tastemaker import folder
-from tastemaker.folder import CONFIG, LOCK, choose, claimed, write_text
+from tastemaker.folder import CONFIG, LOCK, choose, claimed, empty, write_text
 
 
 def chosen(output_dir: Path | str | None, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -98,23 +98,23 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_claiming_makes_the_folder_and_keeps_others_out(tmp_path: Path) -> None:
     run = tmp_path / "a" / "run"
-    with claimed(run, overwrite=False):
+    with claimed(run):
         assert (run / LOCK).read_text() == str(os.getpid())
         (run / CONFIG).write_text("x")
         with (
             pytest.raises(ValueError, match=f"is used by another run .process {os.getpid()}."),
-            claimed(run, overwrite=True),
+            claimed(run),
         ):
             raise AssertionError("claimed twice")
         assert (run / CONFIG).exists() and (run / LOCK).read_text() == str(os.getpid())
-    with claimed(run, overwrite=False):  # free again
+    with claimed(run):  # free again
         pass
 
 
 def test_the_lock_is_given_back_after_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), claimed(tmp_path, overwrite=False):
+    with pytest.raises(KeyError), claimed(tmp_path):
         raise KeyError
-    with claimed(tmp_path, overwrite=False):
+    with claimed(tmp_path):
         pass
 
 
@@ -124,7 +124,11 @@ def test_overwriting_empties_the_folder_and_follows_no_link(tmp_path: Path) -> N
     (run / "samples" / "0").mkdir(parents=True)
     (run / "samples" / "0" / "1.webp").write_text("x")
     (run / "link").symlink_to(elsewhere)
-    with claimed(run, overwrite=True):
+    (run / "trackers").mkdir()
+    with claimed(run):
+        empty(run, but="trackers")
+        assert {path.name for path in run.iterdir()} == {LOCK, "trackers"}
+        empty(run)
         assert [path.name for path in run.iterdir()] == [LOCK]
     assert (elsewhere / "precious").exists()
 
@@ -135,7 +139,7 @@ def test_where_no_folder_can_be_made_the_message_says_so(tmp_path: Path) -> None
     for place in (file / "run", Path("/proc/nowhere/run")):  # not even for root
         with (
             pytest.raises(ValueError, match=f"^--output_dir {place} cannot be written: "),
-            claimed(place, overwrite=False),
+            claimed(place),
         ):
             raise AssertionError("claimed")
 

@@ -198,9 +198,9 @@ def test_fit_takes_the_largest_micro_batch_without_checkpointing(small: Path, bu
     assert (found.setup.micro_batch, found.setup.gradient_checkpointing, found.setup.vae_slicing) == (7, False, False)
     assert found.memory.needed == budget(7)
     assert found.words.endswith(
-        f"micro_batch 7, gradient checkpointing off, VAE slicing off; about {memory.size(budget(7))} are needed"
+        f"up to 7 items a call, gradient checkpointing off, VAE slicing off; about {memory.size(budget(7))} are needed"
     )
-    assert "micro_batch 5, all items of an update" in fit(budget(7), setup, most=5, cuda=False).words
+    assert "up to 5 items a call" in fit(budget(7), setup, most=5, cuda=False).words
 
 
 def test_fit_turns_to_checkpointing_when_nothing_else_fits(small: Path, budget: Any) -> None:

@@ -85,6 +85,18 @@ def test_what_is_no_run_or_has_not_ended_is_said(tmp_path: Path) -> None:
             ask()
 
 
+def test_a_run_that_went_on_and_was_stopped_has_not_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.train(runs.small(folder))
+    assert tm.Run.open(folder).done
+    more = ("--iterations", "3", "--resume_from_checkpoint", "latest")
+    with runs.tripping("SIGTERM", 4, tmp_path / "calls"):
+        assert runs.call(*runs.small(folder, *more, "--reward", runs.reward("brightness"))).code == 0
+    assert (folder / runs.LORA).exists() and not tm.Run.open(folder).done
+    with pytest.raises(ValueError, match="has not ended"):
+        tm.Run.open(folder).pipeline()
+
+
 def test_every_set_of_prompts_has_a_function() -> None:
     assert tm.prompts.animals() == "animals" and tm.prompts.counting(high=3) == {"name": "counting", "high": 3}
     with pytest.raises(ValueError, match="Did you mean `high`"):

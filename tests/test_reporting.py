@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import runs
 import tastemaker as tm
 from fake_hub import TOKEN, Hub, running
-from tastemaker.reports import backends, trackers
+from tastemaker.reports import backends
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -55,14 +55,35 @@ def test_a_wrong_name_is_refused_before_anything_is_written(words: tuple[str, st
     assert ran.code == 2 and ran.err.startswith(f"tastemaker: {said}") and not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_does_not_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_a_tracker_that_does_not_start_changes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise OSError("no network")
 
+    old, mine, link = tmp_path / "old", tmp_path / "mine", tmp_path / "link"
+    runs.train(runs.small(old, "--report_to", "tensorboard"))
+    before = contents(old)
+    mine.mkdir()
+    link.symlink_to(mine)
     monkeypatch.setattr(backends, "begin", fail)
-    ran = runs.call(*runs.small(tmp_path / "run", "--report_to", "tensorboard"))
-    assert ran.code == 2 and "--report_to tensorboard did not start: OSError: no network" in ran.err
-    assert not (tmp_path / "run").exists()
+    asked = ("--report_to", "tensorboard")
+    for folder, more in ((tmp_path / "new", ()), (mine, ()), (link, ()), (old, ("--overwrite",))):
+        ran = runs.call(*runs.small(folder, *asked, *more))
+        assert ran.code == 2 and ran.err == "tastemaker: --report_to tensorboard did not start: OSError: no network\n"
+    assert not (tmp_path / "new").exists() and contents(mine) == {} and link.is_symlink()
+    assert contents(old) == before
+
+
+def test_an_overwritten_run_leaves_nothing_to_the_trackers_of_the_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.train(runs.small(folder, "--report_to", "tensorboard", "--iterations", "2"))
+    runs.train(runs.small(folder, "--report_to", "tensorboard", "--overwrite"))
+    assert [event.step for event in events(folder).Scalars("reward/mean")] == [0]
+    assert not (folder / ".trackers.old").exists() and len(runs.rows(folder, "metrics")) == 1
 
 
 def test_a_tracker_that_is_lost_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,5 +150,47 @@ def test_a_refused_push_leaves_the_run_whole_and_says_how_later(far: Hub, tmp_pa
     assert said == []
 
 
-def test_no_trackers_cost_no_import_of_accelerate(tmp_path: Path) -> None:
-    assert trackers.start([], tmp_path, {}).raw == [] and not (tmp_path / "trackers").exists()
+def test_what_the_hook_raises_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    def hook(*_: Any) -> None:
+        raise KeyError("mine")
+
+    settings: dict[str, Any] = {
+        "algorithm": tm.DDPO(images=2, updates=1, steps=2, guidance=1.0, iterations=1, learning_rate=1e-2),
+        "model": runs.model(),
+        "reward": runs.reward("brightness"),
+        "prompts": ["a cat", "a dog"],
+        "evaluation": {"count": 1},
+        "output_dir": str(tmp_path / "run"),
+        "device": "cpu",
+    }
+    with pytest.raises(KeyError, match="mine"):
+        tm.train(**settings, on_samples=hook)
+    run = tm.train(**settings, resume_from_checkpoint="latest")
+    assert run.done and len(run.metrics()) == 1
+    with pytest.raises(ValueError, match="on_samples is 'print'; it is a function"):
+        tm.train(**settings, on_samples="print")
+
+
+def test_a_run_goes_on_only_with_the_evaluations_it_began_with(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.train(runs.small(folder))
+    for words, said in (
+        (("--evaluation.count", "2"), "--evaluation.count is 2, but the run in"),
+        (("--evaluation.steps", "3"), "--evaluation.steps is 3, but the run in"),
+    ):
+        ran = runs.call(*runs.small(folder, "--iterations", "2", "--resume_from_checkpoint", "latest", *words))
+        assert ran.code == 2 and said in ran.err
+    more = ("--iterations", "2", "--resume_from_checkpoint", "latest", "--evaluation.every", "1")
+    runs.train(runs.small(folder, *more))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--hub_model_id", "me/warm"), "--hub_model_id has no effect without --push_to_hub"),
+        (("--lpips_weights", "download"), "--lpips_weights has no effect on the one picture a prompt"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(words: tuple[str, str], said: str, tmp_path: Path) -> None:
+    ran = runs.call(*runs.small(tmp_path / "run", *words))
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: {said}") and not (tmp_path / "run").exists()

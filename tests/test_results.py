@@ -215,7 +215,8 @@ def test_sentences_say_what_changed() -> None:
         Interval(-2.0, -2.2, -1.8), Interval(-1.5, -1.7, -1.3), Interval(0.5, 0.4, 0.6), 1.25, Interval(0.9, 0.8, 1)
     )
     zero = Change(Interval(0.0, 0, 0), Interval(0.1, 0, 0.2), Interval(0.1, 0, 0.2), NAN, Interval(0.5, 0.4, 0.6))
-    head, first, second = sentences({"taste": change, "longer name": zero}, 64, "shapes_heldout")
+    head, first, second = sentences({"taste": change, "longer name": zero}, 64, 32, "shapes_heldout")
     assert head == "64 pictures of shapes_heldout, same prompts and noise before and after (95 % intervals):"
+    assert "of few prompts, so too narrow" in sentences({}, 64, 19, "shapes_heldout")[0]
     assert first == "  taste        -2 -> -1.5   +0.5 [+0.4, +0.6]   +25 %, +1.25 SD, 90% of pairs won"
     assert second == "  longer name  0 -> 0.1   +0.1 [+0, +0.2]   50% of pairs won"

@@ -211,7 +211,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     _, whole = runs.finished()
     plan = ran.out[ran.out.index("\nPlan\n") : ran.out.index("\nMemory of the device")]
-    assert plan in whole.out and ran.out.endswith(f"{tmp_path}/run on cpu\n")
+    assert plan in whole.out and ran.out.endswith(f"{tmp_path}/run on cpu\ndry run: nothing was started\n")
     for quantity in ("images an iteration", "updates an iteration", "reward queries in all", "network rows in all"):
         assert quantity in plan
 
@@ -222,7 +222,7 @@ def test_a_limit_of_memory_chooses_the_calls_and_says_so(tmp_path: Path) -> None
         place = argv.index(flag)
         del argv[place : place + 2]
     calls = []
-    for amount, said in (("3MB", "to fit 2.9 MiB: micro_batch "), ("1GB", "to fit 0.93 GiB: micro_batch ")):
+    for amount, said in (("3MB", "to fit 2.9 MiB: up to "), ("1GB", "to fit 0.93 GiB: up to ")):
         out = runs.train([*argv, "--fit", amount]).out
         assert said in out and "gradient checkpointing on" in out
         (line,) = [line for line in out.splitlines() if line.startswith("items a training call ")]
@@ -417,3 +417,10 @@ def test_accelerates_precision_is_read(tmp_path: Path, monkeypatch: pytest.Monke
         line for line in runs.train(runs.words(tmp_path / "run", "--dry-run")).out.splitlines() if "mixed_" in line
     ]
     assert line.split() == ["mixed_precision", "bf16", "accelerate"]
+
+
+def test_a_runs_folder_is_a_lora_to_start_from(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    runs.train(runs.words(tmp_path / "run", "--lora", str(folder)))
+    first = runs.rows(tmp_path / "run", "evaluations")[0]["values"]
+    assert first == runs.rows(folder, "evaluations")[-1]["values"]

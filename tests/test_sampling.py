@@ -131,16 +131,11 @@ def test_a_run_of_the_whole_network_is_drawn_with(tmp_path: Path) -> None:
     assert run_ == tuned != base
 
 
-def test_a_run_without_a_lora_file_is_not_a_run_to_draw_with(tmp_path: Path) -> None:
+def test_a_run_that_has_not_ended_is_not_a_run_to_draw_with(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((runs.finished()[0] / "config.yaml").read_text())
     for command in ("sample", "evaluate"):
         ran = runs.call(command, "--run", str(tmp_path))
-        assert ran.code == 2 and f"--run {tmp_path} holds no {runs.LORA}: the run has not ended" in ran.err
-    text = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(text[: text.index("lora:")] + "lora: null\n")
-    assert (
-        f"--run {tmp_path} holds no pipeline: the run has not ended" in runs.call("sample", "--run", str(tmp_path)).err
-    )
+        assert ran.code == 2 and f"--run {tmp_path}: the run has not ended; go on with --resume" in ran.err
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tastemaker.evaluation.statistics import Interval, over_seeds
 from tastemaker.subjects import Subject
 
 DIVERSITY = "diversity"
+FEW = 20  # prompts, below which a bootstrap interval is too narrow
 APART = ("seed", "output_dir", "hub_model_id", "device", "report_to")  # settings in which runs over seeds may differ
 
 
@@ -60,6 +61,7 @@ class Table:
 
     prompts: str
     pictures: int  # of each model
+    asked: int  # prompts that they are of
     sampler: str
     steps: int
     guidance: float
@@ -87,7 +89,8 @@ class Table:
         """What the numbers are of."""
         return (
             f"{self.pictures} pictures of {self.prompts} by each model, same prompts and noise; {self.steps} steps, "
-            f"guidance {self.guidance:g}, {self.sampler} sampler; 95 % intervals over prompts"
+            f"guidance {self.guidance:g}, {self.sampler} sampler; 95 % intervals over {self.asked} prompts"
+            + ("; so few make them too narrow" if self.asked < FEW else "")
         )
 
     def shown(self) -> Iterator[Shown]:

@@ -225,7 +225,7 @@ def _required(run: RunSettings, spelling: str) -> None:
         if getattr(run, key) is None:
             written = f"--{key}" if spelling == "flag" else key
             raise ValueError(
-                f"there is no {key}: no default of the model, no recipe names one. Give {written}: {examples}."
+                f"{written} is missing, and neither the model nor a recipe brings one. Give {written}: {examples}."
             )
 
 

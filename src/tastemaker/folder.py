@@ -56,8 +56,8 @@ def _check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Makes the folder and holds its lock; with `overwrite` it is emptied first. A second run in it is refused.
+def claimed(folder: Path) -> Iterator[Path]:
+    """Makes the folder and holds its lock. A second run in it is refused.
 
     The lock ends with the process, however it ends.
     """
@@ -78,14 +78,13 @@ def claimed(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        if overwrite:
-            _empty(folder)
         yield folder
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path, *, but: str = "") -> None:
+    """Removes all but the lock, and what is of this name."""
     for path in folder.iterdir():
-        if path.name == LOCK:
+        if path.name in (LOCK, but):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

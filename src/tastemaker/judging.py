@@ -107,6 +107,7 @@ def compared(
     table = Table(
         bench.prompts,
         len(trial.prompts),
+        len(set(trial.prompts.groups)),
         bench.sampler,
         trial.steps,
         trial.guidance,

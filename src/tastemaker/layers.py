@@ -178,7 +178,9 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
     for k, folder in enumerate(folders):
         below = tree.setdefault(folder, {})
         if isinstance(below, Switch):
-            raise ValueError(f"--{path} sets a part of `{'.'.join(folders[: k + 1])}`, which another flag switches.")
+            part = ".".join(folders[: k + 1])
+            no = "no-" if below is Switch.OFF else ""
+            raise ValueError(f"--{path} sets a part of `{part}`, which --{no}{part} switches: take one of them out.")
         if not isinstance(below, dict):
             below = tree[folder] = {"name": below}
         tree = below

@@ -172,17 +172,16 @@ def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cu
         for slicing in options("vae_slicing", (False, True)):
             chosen = replace(chosen, vae_slicing=slicing)
             if (memory := estimate(chosen, cuda=cuda)).needed <= budget:
-                return Fit(chosen, memory, _words(budget, chosen, memory, most))
+                return Fit(chosen, memory, _words(budget, chosen, memory))
     assert least is not None
     raise TooLittle(budget, least)
 
 
-def _words(budget: int, setup: Setup, memory: Memory, most: int) -> str:
+def _words(budget: int, setup: Setup, memory: Memory) -> str:
     switches = {"gradient checkpointing": setup.gradient_checkpointing, "VAE slicing": setup.vae_slicing}
-    limit = ", all items of an update" if setup.micro_batch == most else ""
     said = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in switches.items())
     return (
-        f"to fit {size(budget)}: micro_batch {setup.micro_batch}{limit}, {said}; about {size(memory.needed)} are needed"
+        f"to fit {size(budget)}: up to {setup.micro_batch} items a call, {said}; about {size(memory.needed)} are needed"
     )
 
 

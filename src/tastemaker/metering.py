@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tastemaker.policy.load import quiet
+from tastemaker.policy.load import half, quiet
 from tastemaker.policy.weights import LoRA, Weights
 
 # Autocast on CUDA computes the first in half precision and the others in fp32; all else takes what it gets. (Of torch's
 # lists, the functions that denoisers and VAEs are made of.)
 LOWER = ("linear", "conv2d", "scaled_dot_product_attention")
 UPPER = ("group_norm", "layer_norm")
-HALVES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Cost(NamedTuple):
@@ -169,10 +168,10 @@ def network(config: str, lora: LoRA | None, precision: str) -> nn.Module:
     values = json.loads(config)
     if (kind := values.get("_class_name")) != "UNet2DConditionModel":
         raise ValueError(f"what a {kind} needs of memory is not known, only that of a UNet2DConditionModel.")
-    half = HALVES[precision]
+    frozen = half(precision) if lora else None
     with torch.device("meta"), quiet():
         unet: nn.Module = diffusers.UNet2DConditionModel.from_config(values)
-        unet.to(half if half and lora else torch.float32)
+        unet.to(frozen or torch.float32)
     Weights(unet, lora, sets=())
     return unet
 
@@ -185,7 +184,7 @@ def autoencoder(config: str, precision: str) -> Any:
     with torch.device("meta"), quiet():
         vae = diffusers.AutoencoderKL.from_config(values)
         # with force_upcast it overflows in half precision, and policies keep it in fp32
-        vae.to(torch.float32 if vae.config.force_upcast else HALVES[precision] or torch.float32)
+        vae.to(torch.float32 if vae.config.force_upcast else half(precision) or torch.float32)
     return vae.eval()
 
 
@@ -221,7 +220,7 @@ def denoising(
         output: Tensor = unet(x, t, text, return_dict=False)[0]
         return output
 
-    return measure(unet, call, half=HALVES[precision], kernel=kernel, grad=grad)
+    return measure(unet, call, half=half(precision), kernel=kernel, grad=grad)
 
 
 @lru_cache(maxsize=64)

@@ -42,8 +42,11 @@ class Run:
         home = Path(folder).expanduser()
         if not (home / CONFIG).is_file():
             raise ValueError(f"{home} holds no {CONFIG}: name a folder that `tastemaker train` left.")
-        left = [path for path in (home / LORA, home / PIPELINE) if path.exists()]
-        return cls(home, bool(left), left[0] if left else None)
+        run = cls(home, False, None)
+        judged, settings = run.evaluations(), run.settings
+        weights = home / (PIPELINE if settings.get("lora") is None else LORA)
+        ended = bool(judged) and judged[-1]["iteration"] >= settings["algorithm"]["iterations"] and weights.exists()
+        return cls(home, True, weights) if ended else run
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import HELD_OUT, source
 from tastemaker.settings import RunSettings
 
+# Of a run that goes on; evaluations too, for pictures before and after are compared.
 FIXED = ("algorithm", "model", "revision", "variant", "reward", "prompts", "negative_prompt", "seed", "lora", "ema")
+JUDGED = ("evaluation", "lpips_weights")
 TRAIN = "train"  # --evaluation.prompts train: those of the training
 CALL_ROWS = 64  # items of one network call where nothing else limits them
 
@@ -122,14 +124,14 @@ def refuse_idle(resolved: Resolved, home: Path | None, dashes: str) -> None:
 def refuse_change(resolved: Resolved, config_file: Path, dashes: str) -> None:
     """A run that goes on stays the run it was: what its pictures and its learning depend on may not change.
 
-    Its length, learning rate, evaluation, and all that only the machine is concerned with, may.
+    Its length, learning rate, how often it is judged, and all that only the machine is concerned with, may.
     """
     if not config_file.is_file():
         return
     before = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     for path, value in _leaves(resolved.tree):
         part, _, setting = path.partition(".")
-        if part not in FIXED or setting in ("learning_rate", "iterations", "weight_decay"):
+        if part not in (*FIXED, *JUDGED) or setting in ("learning_rate", "iterations", "weight_decay", "every"):
             continue
         found: Any = before
         for key in path.split("."):

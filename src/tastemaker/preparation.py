@@ -94,6 +94,13 @@ def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: 
     trackers.need(run.report_to, key=f"{dashes}report_to")
     if run.hub_model_id is not None:
         hub.check_name(run.hub_model_id, f"{dashes}hub_model_id")
+        if not run.push_to_hub:
+            raise ValueError(f"{dashes}hub_model_id has no effect without {dashes}push_to_hub: give both, or none.")
+    if run.lpips_weights not in ("auto", "off") and run.evaluation.images_per_prompt == 1:
+        raise ValueError(
+            f"{dashes}lpips_weights has no effect on the one picture a prompt that evaluations draw: raise "
+            f"{dashes}evaluation.images_per_prompt, or leave it out."
+        )
     if run.resume_from_checkpoint is not None:
         planning.refuse_change(resolved, output / folder.CONFIG, dashes)
 

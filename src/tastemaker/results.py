@@ -24,6 +24,7 @@ from tastemaker.training.record import METRICS
 from tastemaker.training.samples import Samples
 
 EVALUATIONS = "evaluations.jsonl"
+FEW = 20  # prompts, below which a bootstrap interval is too narrow
 SHOWN = 8  # pictures of an evaluation that are kept, and stand in before_after.png
 
 
@@ -59,7 +60,8 @@ class Results:
         self.samples.forget(lambda made: made >= first)
         for row in self.lines.rows()[:1]:
             self.base = {name: torch.tensor([_number(v) for v in values]) for name, values in row["values"].items()}
-            found = row.get("diversity", {"values": []})["values"]
+            known = row.get("diversity", {"metric": "", "values": []})
+            found = known["values"] if known["metric"] == self.metric else []  # two metrics' numbers do not compare
             self.base_diversity = {group: _number(value) for group, value in enumerate(found)}
 
     def add(self, iteration: int, verdict: Verdict) -> dict[str, Change]:
@@ -129,7 +131,8 @@ class Results:
 
     def sentences(self) -> list[str]:
         """The last evaluation against the first, a line a score."""
-        return sentences(self.changes, len(self.trial.prompts), self.prompts_name, self.diversity)
+        prompts = self.trial.prompts
+        return sentences(self.changes, len(prompts), len(set(prompts.groups)), self.prompts_name, self.diversity)
 
     def before_after(self) -> Path | None:
         """Rows of pictures of the first and the last evaluation, same prompts, same noise."""
@@ -156,10 +159,11 @@ class Results:
 
 
 def sentences(
-    changes: dict[str, Change], pictures: int, prompts_name: str, diversity: Diversity | None = None
+    changes: dict[str, Change], pictures: int, prompts: int, prompts_name: str, diversity: Diversity | None = None
 ) -> list[str]:
-    """What changed, a line a score."""
-    lines = [f"{pictures} pictures of {prompts_name}, same prompts and noise before and after (95 % intervals):"]
+    """What changed from so many pictures of so many prompts, a line a score."""
+    few = "; of few prompts, so too narrow" if prompts < FEW else ""
+    lines = [f"{pictures} pictures of {prompts_name}, same prompts and noise before and after (95 % intervals{few}):"]
     diverse = f"diversity, {diversity.metric}" if diversity else ""
     width = max(map(len, [*changes, diverse]), default=0)
     for name, found in changes.items():
@@ -170,7 +174,7 @@ def sentences(
             f"  {name:<{width}}  {found.base.mean:.4g} -> {found.tuned.mean:.4g}   {found.change.mean:+.3g} "
             f"[{low:+.3g}, {high:+.3g}]   {relative}{deviations}{found.wins.mean:.0%} of pairs won"
         )
-    if diversity and not np.isnan(diversity.tuned.mean):
+    if diversity and not np.isnan(diversity.change.mean):
         base, tuned, change = diversity.base.mean, diversity.tuned.mean, diversity.change
         relative = f"   {100 * change.mean / base:+.0f} %" if base else ""
         lines.append(

@@ -45,32 +45,63 @@ def train(*, algorithm: Any, on_samples: OnSamples | None = None, **settings: An
 
 def launch(target: Any, flags: dict[str, Any], *, spelling: str, on_samples: OnSamples | None = None) -> Run:
     """Prepares and trains. Nothing is written before everything that can be checked has been."""
+    if on_samples is not None and not callable(on_samples):
+        raise ValueError(f"on_samples is {on_samples!r}; it is a function of (batches, iteration, trackers).")
     parts = prepare(target, flags, spelling=spelling)
     run, world, output = parts.run, parts.world, parts.output
     if run.dry_run:
+        if world.rank == 0:
+            print("dry run: nothing was started")
         return Run(output, False, None)
-    start = _named_checkpoint(run)
-    with folder.claimed(output, overwrite=run.overwrite) if world.rank == 0 else nullcontext():
+    start, new = _named_checkpoint(run), not output.exists()
+    with folder.claimed(output) if world.rank == 0 else nullcontext():
         world.barrier()
         start = start or _last_checkpoint(output, run, world)
-        running = _begun(parts) if world.rank == 0 else trackers.Trackers(output, {})
+        running = _begun(parts, new)
         try:
             return _train(parts, start, running, on_samples)
         finally:
             running.finish()
 
 
-def _begun(parts: Parts) -> trackers.Trackers:
-    """config.yaml is written and trackers begun; where one does not begin, a folder made for this run goes again."""
+def _begun(parts: Parts, new: bool) -> trackers.Trackers:
+    """Trackers are begun, then the folder is emptied if that was asked for, and config.yaml written; by rank 0.
+
+    Where a tracker does not begin, all is left as it was, on every rank: `new` is whether this run made the folder.
+    """
+    running, error = trackers.Trackers(parts.output, {}), ""
+    if parts.world.rank == 0:
+        try:
+            running = _tracked(parts)
+        except ValueError as found:
+            error = str(found)
+            if new:
+                shutil.rmtree(parts.output.resolve())
+    if error := parts.world.broadcast_text(error):
+        raise ValueError(error)
+    return running
+
+
+def _tracked(parts: Parts) -> trackers.Trackers:
     run, output = parts.run, parts.output
     lasting = {key: value for key, value in parts.resolved.tree.items() if key not in ONCE}
+    home, aside = output / trackers.HOME, output / f".{trackers.HOME}.old"
+    before = home.exists()
+    if run.overwrite and before:  # the old run's: a new one does not go on there
+        home.rename(aside)
     try:
         running = trackers.start(run.report_to, output, lasting, key=f"{parts.dashes}report_to")
     except ValueError:
-        if not (output / folder.CONFIG).exists():
-            shutil.rmtree(output)
+        if run.overwrite or not before:
+            shutil.rmtree(home, ignore_errors=True)
+        if aside.exists():
+            aside.rename(home)
         raise
+    if run.overwrite:
+        folder.empty(output, but=home.name)
     folder.write_text(output / folder.CONFIG, config.as_yaml(lasting, parts.resolved.origin))
+    if "tensorboard" in running.alive:
+        print(f"to watch: tensorboard --logdir {home}")
     return running
 
 
@@ -123,13 +154,24 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             negative=run.negative_prompt,
             max_failed=run.max_failed,
         ).train(start)
-    if writes and not done:
-        print("stopped; the same command with --resume_from_checkpoint latest goes on")
-    weights = _show(policy, results, run, reward.name) if writes and done else None
-    if weights and run.push_to_hub:
+    if done:
+        return _ended(parts, results)
+    if writes:
+        print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
+    return Run(output, False, None, tuple(parts.judges), parts.judged)
+
+
+def _ended(parts: Parts, results: Results) -> Run:
+    """Weights, pictures and the push, by rank 0; every rank returns when the files are there."""
+    run, output, world = parts.run, parts.output, parts.world
+    if world.rank == 0:
+        _show(parts.policy, results, run, parts.reward.name)
+    world.barrier()
+    if world.rank == 0 and run.push_to_hub:
         pushed = hub.push(output, run.hub_model_id)
         print(pushed.message, file=sys.stdout if pushed.url else sys.stderr)
-    return Run(output, done, weights, tuple(parts.judges), parts.judged)
+    weights = output / (export.LORA if run.lora else export.PIPELINE)
+    return Run(output, True, weights, tuple(parts.judges), parts.judged)
 
 
 def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) -> Callable[[int], None]:
@@ -148,7 +190,7 @@ def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) ->
     return evaluate
 
 
-def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -> Path:
+def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -> None:
     """Exports the weights, draws the pictures and the curve, and says what came out."""
     with policy.using("ema") if run.ema is not None else nullcontext():
         weights = export.save(policy, results.folder)
@@ -156,4 +198,3 @@ def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -
     for path in (results.before_after(), results.curve(reward), weights):
         if path:
             print(f"  {path}")
-    return weights

@@ -26,11 +26,10 @@ def sample(flags: Mapping[str, Any]) -> list[Path]:
     refuse_unknown("sample", flags, FLAGS)
     subject = of_flags(flags)
     tree, defaults = subject.tree, subject.tree.get("algorithm", {})
-    prompts = flags.get("prompts") or tree.get("prompts")
+    prompts = flags.get("prompts", tree.get("prompts"))
     if not prompts:
         raise ValueError("there are no --prompts: name a set, a text file, or write --prompts 'text:a red circle'.")
-    single = isinstance(prompts, str) and prompts.startswith("text:")
-    chosen = source([prompts.removeprefix("text:")] if single else prompts, key="--prompts")
+    chosen = source(prompts, key="--prompts")
     seed, count = whole(flags, "seed", 0), whole(flags, "count", 8)
     trial = Trial(
         trial_prompts(chosen, count, 1, seed),

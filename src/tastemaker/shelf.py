@@ -116,8 +116,8 @@ class Shelf:
 def _weights(subject: Subject) -> Iterator[tuple[str, int, int]]:
     """Files of the model that is judged, with their sizes and times: a model that was trained again is another one."""
     tuned = subject.tuned
-    places = [Path(str(subject.lora.file))] if subject.lora and subject.lora.file else []
-    home = model_folder(str(tuned["model"])) or Path(str(tuned["model"]))
+    places = [Path(str(subject.lora.file)).expanduser()] if subject.lora and subject.lora.file else []
+    home = model_folder(str(tuned["model"])) or Path(str(tuned["model"])).expanduser()
     for place in [*places, home]:
         for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []:
             yield file.name, file.stat().st_size, file.stat().st_mtime_ns

@@ -12,8 +12,8 @@ import yaml
 
 from tastemaker import config, devices
 from tastemaker.build import Where, build
-from tastemaker.exports.diffusers import LORA, PIPELINE
 from tastemaker.folder import CONFIG
+from tastemaker.outcome import Run
 from tastemaker.policy.load import BUILT_IN, load
 from tastemaker.policy.load import folder as model_folder
 from tastemaker.policy.policy import Exportable
@@ -117,12 +117,13 @@ def of_run(home: Path, flag: str = "") -> Subject:
     if not file.is_file():
         raise ValueError(f"{flag}{home} holds no {CONFIG}: name a folder that `tastemaker train` left.")
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    left = home / (PIPELINE if tree["lora"] is None else LORA)
-    if not left.exists():
-        raise ValueError(f"{flag}{home} holds no {left.relative_to(home)}: the run has not ended.")
+    left = Run.open(home).weights
+    if left is None:
+        raise ValueError(f"{flag}{home}: the run has not ended; go on with --resume_from_checkpoint latest.")
     if tree["lora"] is None:
         return Subject(home.resolve().name, tree, file, pipeline=left)
-    return Subject(home.resolve().name, tree, file, replace(build(LoRA, tree["lora"], Where("lora")), file=str(left)))
+    lora = replace(build(LoRA, tree["lora"], Where("lora")), file=str(left))
+    return Subject(home.resolve().name, tree, file, lora)
 
 
 def lora_of(found: Any) -> LoRA:

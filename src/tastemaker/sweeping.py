@@ -122,8 +122,7 @@ class Sweep:
             before, now = run.settings["algorithm"][name], getattr(resolved.algorithm, name)
             if before != now:
                 raise ValueError(f"--{name} is {now}, but {home} was made with {before}: name another --output_dir.")
-        judged = run.evaluations()
-        return run.done and bool(judged) and judged[-1]["iteration"] >= resolved.algorithm.iterations
+        return run.done and run.evaluations()[-1]["iteration"] >= resolved.algorithm.iterations
 
     def _home(self, variant: Variant, seed: int) -> Path:
         return self.folder / re.sub(r"[^\w.=+-]+", "-", variant.name) / f"seed-{seed}"

@@ -47,7 +47,6 @@ def test_the_published_config_has_the_published_numbers() -> None:
         "sampler": {"name": "ddim", "eta": 0.0},
         "learning_rate": 1e-3,
         "weight_decay": 0.1,
-        "truncation": {"name": "uniform", "first": 0, "last": 50},
     }
     assert (made["model"], made["reward"], made["prompts"]) == (
         "runwayml/stable-diffusion-v1-5",
@@ -59,12 +58,9 @@ def test_the_published_config_has_the_published_numbers() -> None:
     assert (made["checkpointing_steps"], made["checkpoints_total_limit"], made["seed"]) == (2, 14, 42)
 
 
-def test_where_the_gradient_begins() -> None:
+def test_where_the_gradient_begins_is_for_the_algorithm_to_name() -> None:
     fixed = AESTHETIC | {"truncated_backprop_rand": False, "trunc_backprop_timestep": 49}
-    assert plain(fixed)["algorithm"]["truncation"] == {"name": "fixed", "first": 49}
-    assert plain({"reward_fn": "hps"})["algorithm"]["truncation"] == {"name": "fixed", "first": 0}  # all of the chain
-    with pytest.raises(ValueError, match="trunc_backprop_timestep is 50 of 50 steps: no step would have a gradient"):
-        plain(fixed | {"trunc_backprop_timestep": 50})
+    assert plain(fixed) == plain(AESTHETIC)
 
 
 def test_until_the_algorithm_is_built_it_says_so() -> None:

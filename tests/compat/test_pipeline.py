@@ -50,8 +50,13 @@ def test_on_the_hub_the_small_files_are_asked_for(tmp_path: Path, monkeypatch: p
     assert Pipeline("no/network").found == Named("no/network", None, None)  # loading it says why
     assert [(model, revision) for model, _, revision in asked] == [("some/model", "v1"), ("no/network", None)]
     assert not any(pattern.startswith("unet") for pattern in asked[0][1])
+    assert Pipeline("jane/files-v1.5").found == Named("jane/files-v1.5", None, tmp_path / LORA)  # a dot is no suffix
     asked.clear()
-    assert Pipeline("model.safetensors").found.lora is None and asked == []
+    one = tmp_path / "model.safetensors"
+    one.write_bytes(b"")
+    assert Pipeline(str(one)).found == Named(str(one), None, None) and asked == []
+    with pytest.raises(ValueError, match="--model lost.safetensors: there is no such file"):
+        _ = Pipeline("lost.safetensors").found
 
 
 def test_other_attributes_say_why_they_are_missing(tmp_path: Path) -> None:

@@ -182,11 +182,35 @@ def test_hub_names_prompts_and_addresses_are_no_paths(tmp_path: Path) -> None:
 
 def test_keys_are_taken_out(tmp_path: Path) -> None:
     key = "hf_" + "x" * 34
-    reward = {"name": "remote", "api_key": "abc", "header": f"Bearer {key}", "tokens": "12", "max_tokens": 5}
+    headers = {"x-api-key": "abc", "Authorization": "Basic abc", "accept": "*"}
+    reward = {"name": "remote", "header": f"Bearer {key}", "tokens": ["abc"], "max_tokens": 5, "headers": headers}
+    reward |= {"credentials": {"user": "abc", "more": ["abc"]}, "url": "http://jane:abc@host/score?api_key=abc"}
     run = Finished.read(make(tmp_path, reward=reward, prompts=[f"a {key}"]))
-    assert key not in run.config + card.render(run)
-    found = yaml.safe_load(run.config)["reward"]
-    assert found == {**reward, "api_key": "(removed)", "header": "Bearer (removed)"}
+    for text in (run.config, card.render(run)):
+        assert key not in text and "abc" not in text
+    found = yaml.safe_load(run.config)
+    assert found == run.settings and found["prompts"] == ["a (removed)"] and "\n  clip: 0.0001" in run.config
+    assert found["reward"] == {
+        "name": "remote",
+        "header": "Bearer (removed)",
+        "tokens": ["(removed)"],
+        "max_tokens": 5,
+        "headers": {"x-api-key": "(removed)", "Authorization": "(removed)", "accept": "*"},
+        "credentials": {"user": "(removed)", "more": ["(removed)"]},
+        "url": "http://(removed)@host/score?(removed)",
+    }
+
+
+def test_a_key_in_a_prompt_that_was_drawn_is_taken_out(tmp_path: Path) -> None:
+    folder, key = make(tmp_path), "ghp_" + "x" * 36
+    path = folder / "samples.jsonl"
+    path.write_text(path.read_text().replace("cat", key))
+    assert key not in card.render(Finished.read(folder)) and 'pipe("a ' in card.render(Finished.read(folder))
+
+
+def test_a_reward_that_is_called_like_a_secret_keeps_its_numbers(tmp_path: Path) -> None:
+    text = text_of(tmp_path, rewards={"secret_token": change()})
+    assert "| `secret_token` | trained on | 0 | 2 | +1 [+0.5, +1.5] | +1.25 | 75% |" in text
 
 
 def test_a_config_of_several_lines_keeps_its_values(tmp_path: Path) -> None:
@@ -202,6 +226,16 @@ def test_a_card_is_written_anew_until_somebody_edits_it(tmp_path: Path) -> None:
     card.write(folder, "jane/run")
     assert 'load_lora_weights("jane/run")' in path.read_text()
     edited = path.read_text().replace("pipeline_tag", "license: mit\npipeline_tag")
+    path.write_text(edited)
+    card.write(folder, "jane/other")
+    assert path.read_text() == edited and card.is_edited(path)
+
+
+@pytest.mark.parametrize("more", ["\n## My notes\n\nmine\n", "mine", "\n"])
+def test_a_card_with_something_behind_the_stamp_is_edited(tmp_path: Path, more: str) -> None:
+    folder = make(tmp_path)
+    path = card.write(folder)
+    edited = path.read_text() + more
     path.write_text(edited)
     card.write(folder, "jane/other")
     assert path.read_text() == edited and card.is_edited(path)

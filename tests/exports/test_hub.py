@@ -15,6 +15,7 @@ from huggingface_hub import constants, get_session
 from fake_hub import TOKEN, Hub, running
 from finished_runs import change, make
 from tastemaker.exports import card, hub
+from tastemaker.exports.finished import Finished
 
 RECORDS = {"README.md", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "before_after.png", "curve.svg"}
 # The hub's client hands files to its HTTP library in a way that this one advises against.
@@ -238,4 +239,29 @@ def test_an_answer_that_is_none_is_a_message(far: Hub, tmp_path: Path, monkeypat
     monkeypatch.setattr(Hub, "address", "")
     monkeypatch.setattr("fake_hub.Handler.serve", lambda *_: (200, "<html>log in</html>"))
     pushed = hub.push(make(tmp_path, rewards={"r": change()}), "jane/taste")
-    assert pushed.url is None and "the push to the hub failed: " in pushed.message
+    said = "the push to the hub failed: what answers there is no hub, but maybe a network's page to log in (TypeError: "
+    assert pushed.url is None and pushed.message.startswith(said)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_refusal(
+    far: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both times: before the hub is asked, and with the name that the hub gave the repository."""
+    render, collect = card.render, hub._files
+    folder = make(tmp_path)
+
+    def mistaken(run: Finished, repo: str | None = None) -> str:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(card, "render", mistaken)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        hub.push(folder, "jane/taste")
+    assert far.asked == []
+    monkeypatch.setattr(card, "render", lambda run, repo=None: mistaken(run) if repo else render(run))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        hub.push(folder, "jane/taste")
+    monkeypatch.setattr(card, "render", render)
+    monkeypatch.setattr(hub, "_files", lambda run: mistaken(run) if far.repos else collect(run))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        hub.push(folder, "jane/taste")
+    assert far.commits == [] and far.repos == {"jane/taste": False}

@@ -107,7 +107,7 @@ IDLE = [
     ("--algorithm.sampler.eta 0", "sampler DDIM(eta=0.0) draws nothing at random in 3 steps"),
     ("--resolution 16 --height 16", "--resolution is given beside height or width"),
     ("--overwrite --resume_from_checkpoint latest", "--overwrite empties the folder that resume_from_checkpoint would"),
-    ("--no-lora --lora.rank 2", "--lora.rank sets a part of `lora`, which another flag switches."),
+    ("--no-lora --lora.rank 2", "--lora.rank sets a part of `lora`, which --no-lora switches: take one of them out."),
 ]
 
 
@@ -139,7 +139,7 @@ def test_what_is_not_given_is_asked_for_with_examples(tmp_path: Path, key: str) 
     argv = runs.words(output)
     place = argv.index(f"--{key}")
     message = refused(argv[:place] + argv[place + 2 :], output)
-    assert message.startswith(f"there is no {key}: ") and f"Give --{key}: " in message and message.count(",") >= 2
+    assert message.startswith(f"--{key} is missing, ") and f"Give --{key}: " in message and message.count(",") >= 2
 
 
 def test_a_recipes_mistake_has_its_file_and_line(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with folder.claimed(tmp_path / "run", overwrite=False):
+    with folder.claimed(tmp_path / "run"):
         message = left_alone(runs.words(tmp_path / "run"), tmp_path)
     assert f"is used by another run (process {os.getpid()}): wait for it, or name another folder." in message
 
@@ -230,7 +230,7 @@ def test_python_users_meet_the_same_errors_in_their_spelling(tmp_path: Path) -> 
     for more, said in (
         ({"sed": 1}, "^sed is not a setting of a run.  Did you mean `seed`"),
         ({"prompts": []}, "^prompts: list holds no prompt"),
-        ({"prompts": None}, "^there is no prompts: .* Give prompts: "),
+        ({"prompts": None}, "^prompts is missing, .* Give prompts: "),
         ({"evaluation": {"prompts": "no.txt"}}, "^evaluation.prompts: no.txt does not exist"),
         ({"evaluation": {"count": 0}}, "^evaluation.count is 0; at least 1 prompt is needed"),
         ({"algorithm": 3}, "^algorithm is 3; it is a name"),

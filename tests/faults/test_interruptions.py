@@ -65,7 +65,9 @@ def test_a_terminated_run_saves_ends_well_and_goes_on_to_the_same_bits(tmp_path:
     stopped = process(runs.words(output), f"SIGTERM,7,{calls}")
     assert stopped.returncode == 0, stopped.stderr
     assert "SIGTERM: saving a checkpoint, then stopping." in stopped.stderr
-    assert stopped.stdout.endswith("stopped; the same command with --resume_from_checkpoint latest goes on\n")
+    assert stopped.stdout.endswith(
+        f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on\n"
+    )
     assert names(output) == ["checkpoint-0"]
     runs.train(runs.words(output, *RESUME))
     check_same(output, runs.finished()[0])

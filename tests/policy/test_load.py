@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import tiny
-from tastemaker.policy.load import BUILT_IN, FAMILIES, folder, load
+from tastemaker.policy.load import BUILT_IN, FAMILIES, HALVES, configs, find, folder, half, load
 from tastemaker.policy.weights import LoRA
 
 
@@ -38,6 +38,17 @@ def test_a_built_in_name_is_resolved_to_its_folder(model, monkeypatch):
     assert folder(name) == Path(model)
     assert load(name, lora=LoRA()).latent_shape == (4, tiny.SIDE, tiny.SIDE)
     assert folder(model) == Path(model) and folder("owner/name") is None
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_built_in_name_wins_over_what_lies_in_the_working_folder(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in BUILT_IN:
+        Path(name).mkdir() if kind == "folder" else Path(name).write_text("a list of shapes")
+        assert (find(name).source, find(name).single) == (str(folder(name)), None)
+        assert configs(name) == folder(name)
+        with pytest.raises(ValueError, match="no safetensors file|has no model_index.json"):
+            find(f"./{name}")
 
 
 @pytest.mark.parametrize("model", ["no/such/folder", "./here", "shape", "/nowhere", "C:\\models\\sd"])
@@ -116,6 +127,10 @@ def test_sizes_are_pixels_of_the_picture(model):
 def test_sizes_that_do_not_fit_are_refused(model, sizes, message):
     with pytest.raises(ValueError, match=message):
         load(model, lora=None, **sizes)
+
+
+def test_halves_are_torchs():
+    assert {name: half(name) for name in HALVES} == {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def test_an_unknown_precision_is_refused(model):

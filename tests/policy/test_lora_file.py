@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -231,6 +232,42 @@ def test_a_run_begins_where_the_one_ended_whose_file_it_is_given(tmp_path):
     for shown in sorted((tmp_path / "run" / "samples" / "0").glob("evaluation-*.webp")):
         assert shown.read_bytes() == (first / "samples" / "2" / shown.name).read_bytes()
     assert runs.settings(tmp_path / "run")["lora"]["file"] == str(first / runs.LORA)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_config_of_pefts_is_about_pefts_own_file_alone(finished, tmp_path):
+    """Ours lies in the folder of somebody's adapter, or of one that peft made after it."""
+    _, file = finished
+    expected = read(str(file), StableDiffusionPipeline, "unet")
+    shutil.copyfile(file, tmp_path / file.name)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 2}')
+    for place in (tmp_path / file.name, tmp_path):
+        assert same(read(str(place), StableDiffusionPipeline, "unet"), expected)
+    save_file(peft_spelling(load_file(file)), tmp_path / "adapter_model.safetensors")
+    assert same(read(str(tmp_path), StableDiffusionPipeline, "unet"), expected)
+    scaled = read(str(tmp_path / "adapter_model.safetensors"), StableDiffusionPipeline, "unet")
+    assert all(torch.equal(t, expected[n] * (8 if ".lora_B." in n else 1)) for n, t in scaled.items())
+
+
+def test_a_folder_with_several_files_is_asked_which(finished, tmp_path):
+    for name in ("one", "two"):
+        shutil.copyfile(finished[1], tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=r"--lora .* holds 2 .safetensors files \(one.*, two.*\): name one of them"):
+        read(str(tmp_path), StableDiffusionPipeline, "unet")
+
+
+def test_a_file_in_the_home_folder_is_found(finished, tmp_path, monkeypatch):
+    """`--lora=~/x.safetensors` reaches the program as it is typed."""
+    shutil.copytree(finished[1].parent, tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = read(str(finished[1]), StableDiffusionPipeline, "unet")
+    for place in (f"~/mine/{finished[1].name}", "~/mine"):
+        assert same(read(place, StableDiffusionPipeline, "unet"), expected)
+    with pytest.raises(ValueError, match="^--lora ~/nowhere.safetensors: no LoRA file"):
+        read("~/nowhere.safetensors", StableDiffusionPipeline, "unet")
 
 
 def test_a_file_that_does_not_fit_is_refused(model, v_model, finished, tmp_path):

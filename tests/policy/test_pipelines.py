@@ -118,3 +118,39 @@ def test_the_plain_pipeline_is_as_its_owner_publishes_it(checked: Path) -> None:
     assert {name.replace(".base_layer", "") for name in ours.state_dict() if ".lora_" not in name} == set(
         found.unet.state_dict()
     )
+
+
+@pytest.fixture
+def trained(checked: Path, cache: Path) -> Path:
+    """The cache as training leaves it: what it does not load it has not downloaded."""
+    snapshot = publish(cache, "owner/name", checked)
+    for name in PARTS:
+        shutil.rmtree(snapshot / name)
+    return snapshot
+
+
+@pytest.mark.parametrize("lost", ["both", "weights"])
+def test_the_plain_pipeline_misses_a_safety_checker_aloud(lost: str, checked: Path, trained: Path) -> None:
+    load("owner/name", lora=LoRA())
+    if lost == "weights":
+        ignored = shutil.ignore_patterns("*.safetensors")
+        for name in PARTS:
+            shutil.copytree(checked / name, trained / name, ignore=ignored)
+    with pytest.warns(UserWarning, match=r"^the safety checker of --model owner/name could not be loaded \(.+\): left"):
+        found = pipelines.plain(find("owner/name"), torch.float32)
+    assert found.safety_checker is None and found.config.requires_safety_checker is False
+    found.set_progress_bar_config(disable=True)
+    assert len(found("a cat", num_inference_steps=1).images) == 1
+
+
+def test_a_plain_pipeline_that_is_not_to_be_had_is_one_clear_error(trained: Path) -> None:
+    (trained / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^--model owner/name could not be loaded: .* Needed: the weights of unet"):
+        pipelines.plain(find("owner/name"), torch.float32)
+
+
+def test_the_plain_pipeline_is_of_one_precision_and_shows_its_bars(checked: Path) -> None:
+    found = pipelines.plain(find(str(checked)), torch.bfloat16)
+    networks = [part for part in found.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(networks) == 4 and {network.dtype for network in networks} == {torch.bfloat16}
+    assert not found.progress_bar(total=1).disable

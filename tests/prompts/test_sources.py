@@ -80,7 +80,7 @@ def test_unknown_names() -> None:
     for name, error in {
         "shape": r"Did you mean `shapes`\?.* Names that fit: `shapes`, .*; or a \.txt file with one prompt a line",
         "simple_animal": "Did you mean `simple_animals`",
-        "a red circle": r"a single prompt is a list of one, \['a red circle'\]",
+        "a red circle": "a single prompt is `text:a red circle`",
     }.items():
         with pytest.raises(ValueError, match=f"^prompts: `{name}` is not the name of a prompt set.*{error}"):
             source(name)
@@ -211,3 +211,11 @@ def test_the_table_resolves() -> None:
         assert isinstance(found, Listed) and found.name == name
         few = min(20, len(found.entries))
         assert len(set(found.draw(random.Random(0), few))) == few
+
+
+def test_a_single_prompt_may_be_typed() -> None:
+    assert source("text:a red circle").draw(random.Random(0), 2).texts == ("a red circle", "a red circle")
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        source("text:", key="--prompts")
+    with pytest.raises(ValueError, match=r"^--prompts\.high has no effect on a single prompt"):
+        source({"name": "text:a", "high": 3}, key="--prompts")

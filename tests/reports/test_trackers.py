@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tastemaker.reports.trackers import PACKAGES, Trackers, flattened, need, sta
 
 SETTINGS = {"algorithm": {"name": "a", "clip": 2e-4}, "held_out_rewards": ["x", "y"], "lora": None, "seed": 3}
 NAN = math.nan
+KEY = "hf_" + "x" * 34
 
 
 @pytest.fixture(autouse=True)
@@ -164,12 +166,16 @@ def test_the_folder_of_an_earlier_run_is_not_taken_for_the_package(
         need(["aim"])
 
 
-def test_asking_for_a_tracker_imports_nothing_of_it() -> None:
+def test_asking_for_a_tracker_and_having_none_import_nothing_of_it() -> None:
     code = """
 import sys
-from tastemaker.reports.trackers import need
+from pathlib import Path
+from tastemaker.reports.trackers import need, start
 need(["tensorboard"])
-print([name for name in ("tensorboard", "accelerate", "torch", "numpy") if name in sys.modules])"""
+running = start([], Path("there is none"), {})
+running.evaluation({"iteration": 0, "reward": {}, "change": {}}, [])
+running.finish()
+print([name for name in ("tensorboard", "accelerate", "torch", "numpy", "wandb") if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -178,7 +184,14 @@ print([name for name in ("tensorboard", "accelerate", "torch", "numpy") if name 
 
 
 def test_settings_become_plain_values_and_secrets_stay_here() -> None:
-    tree = {**SETTINGS, "reward": {"name": "remote", "api_key": "k", "Token": "t"}, "path": Path("x"), "on": True}
+    reward = {
+        "name": "remote",
+        "api_key": "k",
+        "Token": "t",
+        "url": "http://jane:pw@host",
+        "headers": [f"Bearer {KEY}"],
+    }
+    tree = {**SETTINGS, "reward": reward, "credentials": {"user": "jane"}, "path": Path("x"), "on": True}
     assert flattened(tree) == {
         "algorithm.name": "a",
         "algorithm.clip": 2e-4,
@@ -186,6 +199,11 @@ def test_settings_become_plain_values_and_secrets_stay_here() -> None:
         "lora": "none",
         "seed": 3,
         "reward.name": "remote",
+        "reward.api_key": "(removed)",
+        "reward.Token": "(removed)",
+        "reward.url": "http://(removed)@host",
+        "reward.headers": '["Bearer (removed)"]',
+        "credentials.user": "(removed)",
         "path": "x",
         "on": True,
     }
@@ -262,6 +280,82 @@ def test_a_resumed_run_goes_on_at_its_step(folder: Path) -> None:
     assert "algorithm.clip: 0.0002" in next(home.glob("*/hparams.yml")).read_text()
 
 
+@pytest.mark.parametrize("text", ['{"tensorboard": "fir', "", "[1]", '{"wandb": 1}', "\xff"])
+def test_a_broken_list_of_runs_is_an_empty_one(folder: Path, text: str) -> None:
+    file = folder / "trackers" / "runs.json"
+    file.parent.mkdir()
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.warns(RuntimeWarning, match=r"runs\.json cannot be read .*, so the trackers begin new runs") as said:
+        start(["tensorboard"], folder, SETTINGS).finish()
+    assert said[0].filename == __file__ and json.loads(file.read_text()) == {"tensorboard": "first"}
+
+
+def test_the_list_of_runs_is_written_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(["tensorboard"], folder, SETTINGS).finish()
+    file, write = folder / "trackers" / "runs.json", Path.write_text
+
+    def interrupted(path: Path, text: str, **how: Any) -> int:
+        write(path, text[:9], **how)
+        raise OSError(28, "No space left on device")
+
+    before = file.read_text()
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(OSError, match="No space"):
+        start(["tensorboard"], folder, SETTINGS)
+    assert file.read_text() == before
+
+
+def test_every_tracker_that_names_its_runs_is_asked_for_the_same_one_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerate's classes are given; they hand it to the packages as it is. ClearML would reuse a name's task."""
+    asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    theirs = SimpleNamespace(hash="h", id="i", get_key=lambda: "k", info=SimpleNamespace(run_id="r"))
+
+    def made(name: str) -> Any:
+        def tracker(**settings: Any) -> Any:
+            stored: dict[str, Any] = {}
+            asked.append((name, settings, stored))
+            told = Told()
+            told.start, told.tracker, told.store_init_configuration = lambda: None, theirs, stored.update
+            return told
+
+        return tracker
+
+    names = ["aim", "clearml", "comet_ml", "mlflow", "swanlab"]
+    for name in names:
+        monkeypatch.setitem(backends.LOGGER_TYPE_TO_CLASS, name, made(name))
+    for _ in range(2):
+        start(names, folder, SETTINGS).finish()
+    first, again = ({name: settings for name, settings, _ in half} for half in (asked[:5], asked[5:]))
+    assert [bool(stored) for *_, stored in asked] == [True] * 5 + [False] * 5
+    by = {"aim": "run_hash", "comet_ml": "experiment_key", "mlflow": "run_id", "swanlab": "id"}
+    assert {name: (first[name][key], again[name][key]) for name, key in by.items()} == {
+        "aim": (None, "h"), "comet_ml": (None, "k"), "mlflow": (None, "r"), "swanlab": (None, "i")
+    }  # fmt: skip
+    asks = ("reuse_last_task_id", "continue_last_task")
+    assert [[half["clearml"][key] for key in asks] for half in (first, again)] == [[False, False], ["i", 0]]
+
+
+def test_trackers_do_not_see_the_keys_of_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], str | None]] = []
+
+    def begin(*_: Any) -> tuple[Any, str]:
+        seen.append((sys.argv, os.environ.get("SWANLAB_PROBE_RUNTIME")))
+        return Told(), "first"
+
+    monkeypatch.setattr(backends, "_begin", begin)
+    monkeypatch.delenv("SWANLAB_PROBE_RUNTIME", raising=False)
+    for words in (["train", "--seed", "3"], ["train", "--x.api_key", "k", f"--y={KEY}"]):
+        monkeypatch.setattr(sys, "argv", words)
+        start(["swanlab"], folder, SETTINGS)
+        assert sys.argv is words and "SWANLAB_PROBE_RUNTIME" not in os.environ
+    assert seen == [
+        (["train", "--seed", "3"], None),
+        (["train", "--x.api_key", "(removed)", "--y=(removed)"], "false"),
+    ]
+
+
 def test_captions_are_prompt_and_reward_and_many_pictures_are_thinned(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +419,15 @@ def test_a_lost_tracker_is_named_once_and_the_others_go_on(folder: Path) -> None
     assert len(said) == 1 and running.raw == [well] and len(well.logged) == 2
     running.finish()
     assert (lost.finished, well.finished) == (0, 1)
+
+
+def test_a_reason_is_said_without_the_key_in_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: Any) -> tuple[Any, str]:
+        raise RuntimeError(f"{KEY} is not valid")
+
+    monkeypatch.setattr(backends, "begin", begin)
+    with pytest.raises(ValueError, match=r"wandb did not start: RuntimeError: \(removed\) is not valid$"):
+        start(["wandb"], folder, SETTINGS)
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_lost_tracker(folder: Path) -> None:

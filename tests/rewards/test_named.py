@@ -43,6 +43,8 @@ def test_settings_of_a_function_and_of_a_class(file: str) -> None:
 def test_a_wrong_setting_is_named_as_it_was_typed(file: str) -> None:
     with pytest.raises(ValueError, match=r"^--reward\.wieght is not a setting of tinted. Did you mean `weight`\?"):
         named({"name": f"{file}:tinted", "wieght": 3}, key="--reward")
+    with pytest.raises(ValueError, match=r"prompts is not a setting of tinted\. It has weight, channel\."):
+        named({"name": f"{file}:tinted", "prompts": 3}, key="--reward")
     with pytest.raises(ValueError, match=r"^--reward\.weight is 'much'; it is a number"):
         named({"name": f"{file}:tinted", "weight": "much"}, key="--reward")
     with pytest.raises(ValueError, match=r"settings without a name: give --reward\.name"):

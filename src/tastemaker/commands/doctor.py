@@ -30,6 +30,9 @@ EXTRAS = {
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; 1 when something here is broken, 0 when at most extras are missing."""
+    if flags.parse(argv) == flags.Flags([], {}, True):
+        print("tastemaker doctor: versions, devices, and what is missing; 1 when something here is broken")
+        return 0
     if flags.parse(argv) != flags.Flags([], {}, False):
         raise ValueError(f"tastemaker doctor takes no words and no flags; found {' '.join(argv)}.")
     installed = {name: found for name in PACKAGES if (found := _version(name))}

@@ -29,7 +29,11 @@ PARTS = {
 
 def main(argv: Sequence[str]) -> int:
     """Print what a name stands for; all names without one."""
-    words, tree, _ = flags.parse(argv)
+    words, tree, wanted = flags.parse(argv)
+    if wanted:
+        print("tastemaker explain [NAME]: what an algorithm, recipe, reward, prompt set, model, sampler or setting is,")
+        print("with its settings and their defaults; without a name, all that there is and what goes with what")
+        return 0
     if tree or len(words) > 1:
         raise ValueError(f"tastemaker explain takes one name and no flags; found {' '.join(argv)}.")
     sys.stdout.write(explain(words[0]) if words else names())
@@ -181,6 +185,13 @@ def _function(kind: str, entry: str, name: str) -> str:
     text += (inspect.getdoc(found) or entry) + "\n"
     if dataclasses.is_dataclass(found) and isinstance(found, type):
         text += f"\nSettings  [default]\n{manual.table(list(manual.settings(found, f'{kind}.')))}"
+    defaults = {
+        one.name: one.default
+        for one in inspect.signature(found).parameters.values()
+        if one.default is not one.empty and not inspect.isclass(found)
+    }
+    if defaults:
+        text += "\nSettings  [default]\n" + "".join(f"  --{kind}.{key}  [{value}]\n" for key, value in defaults.items())
     return text
 
 

@@ -1,6 +1,7 @@
 """The settings of mihirp1998/AlignProp (config/align_prop.py, branch main) as keywords of `train`.
 
-The algorithm itself is not built yet: `plain` has what it will be given, and `settings` says that it is missing.
+The algorithm itself is not built yet: `plain` has what does not depend on what it will call its own settings, and
+`settings` says that it is missing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 from tastemaker.compat import translation
 from tastemaker.compat.configs import AlignPropConfig
 from tastemaker.compat.ddpo_pytorch import flatten, named, unknown
+
+LATER = "to come"  # it is named with the algorithm
 
 # Its keys and defaults -> (default, TRL's name or ours, what differs). `set_config_batch` writes the two totals.
 BASE: dict[str, tuple[Any, str, str]] = {
@@ -40,10 +43,10 @@ OWN: dict[str, tuple[Any, str, str]] = {
     "train.loss_coeff": (1.0, "max_grad_norm", "the size of a loss does not matter to AdamW, but to the clipping"),
     "grad_scale": (1, "max_grad_norm", "as loss_coeff"),
     "aesthetic_target": (10, "", "no effect while scores stay below it, as they do"),
-    "truncated_backprop": (False, "algorithm.truncation", ""),
-    "truncated_backprop_rand": (False, "algorithm.truncation", "one draw a picture; there a coin at every step"),
-    "truncated_backprop_minmax": ((35, 45), "algorithm.truncation", ""),
-    "trunc_backprop_timestep": (100, "algorithm.truncation", "the first step with a gradient"),
+    "truncated_backprop": (False, LATER, "without it all of the chain has a gradient"),
+    "truncated_backprop_rand": (False, LATER, "the first step with a gradient is drawn, there anew at every step"),
+    "truncated_backprop_minmax": ((35, 45), LATER, "it is drawn between these"),
+    "trunc_backprop_timestep": (100, LATER, "the first step with a gradient, where it is not drawn"),
     "grad_checkpoint": (True, "gradient_checkpointing", ""),
     "pretrained.model": ("runwayml/stable-diffusion-v1-5", "model", ""),
     "pretrained.revision": ("main", "revision", ""),
@@ -79,7 +82,7 @@ def settings(config: Mapping[str, Any], *, reward: Any = None, prompts: Any = No
 
 
 def plain(config: Mapping[str, Any], *, reward: Any = None, prompts: Any = None) -> dict[str, Any]:
-    """The same with the algorithm's settings as a dict."""
+    """The same with the algorithm's settings as a dict, without those whose names are to come."""
     flat = _known(config)
     trl = {name: flat.get(key, default) for key, (default, name, _) in BASE.items()}
     own = {key: flat.get(key, default) for key, (default, _, _) in OWN.items()}
@@ -90,7 +93,6 @@ def plain(config: Mapping[str, Any], *, reward: Any = None, prompts: Any = None)
     tree["algorithm"] |= {
         "images": behind,
         "iterations": trl["num_epochs"] * (drawn // behind),
-        "truncation": _truncation(own, trl["sample_num_steps"]),
     }
     return tree | {
         "checkpointing_steps": trl["save_freq"] * (drawn // behind),
@@ -111,16 +113,6 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
         if key not in {*BASE, *OWN, *IDLE, *ELSEWHERE}:
             raise unknown(key, "AlignProp", [*BASE, *OWN])
     return flat
-
-
-def _truncation(own: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    first = own["trunc_backprop_timestep"] if own["truncated_backprop"] else 0
-    if own["truncated_backprop"] and own["truncated_backprop_rand"]:
-        low, high = own["truncated_backprop_minmax"]
-        return translation.truncation((low, high))
-    if first >= steps:
-        raise ValueError(f"trunc_backprop_timestep is {first} of {steps} steps: no step would have a gradient.")
-    return translation.truncation(first)
 
 
 def _evaluation(prompts: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-Batch = tuple[Tensor, tuple[str, ...], tuple[Any, ...], Tensor, dict[str, Tensor]]
+from tastemaker.training.hook import Batch
 
 
 def reward_of(function: Callable[..., Any]) -> Callable[..., Any]:

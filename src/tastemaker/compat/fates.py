@@ -9,9 +9,12 @@ from tastemaker.compat.configs import AlignPropConfig, DDPOConfig, defaults
 
 
 class Fate(NamedTuple):
-    """`same`: the value of our setting; `made`: ours are computed from it; `idle`: accepted, changes nothing."""
+    """`same`: the value of our setting; `made`: ours are computed from it; `idle`: accepted, changes nothing.
 
-    kind: Literal["same", "made", "idle"]
+    `later`: what it becomes is named with the algorithm, which is not built yet.
+    """
+
+    kind: Literal["same", "made", "idle", "later"]
     ours: str = ""  # our settings, with commas; empty where there is none
     note: str = ""  # what differs, and why
 
@@ -97,11 +100,9 @@ ALIGNPROP: dict[str, Fate] = {
         "made", "algorithm.images", "images of the one update = train_batch_size x this x devices"
     ),
     "negative_prompts": Fate("made", "negative_prompt", "one text, commas included; without guidance no effect"),
-    "truncated_backprop_rand": Fate(
-        "made", "algorithm.truncation", "one draw a picture; TRL threw a coin at every step"
-    ),
-    "truncated_backprop_timestep": Fate("made", "algorithm.truncation", "the first step with a gradient"),
-    "truncated_rand_backprop_minmax": Fate("made", "algorithm.truncation", "that step is drawn between these"),
+    "truncated_backprop_rand": Fate("later", "", "TRL drew the first step with a gradient, anew at every step"),
+    "truncated_backprop_timestep": Fate("later", "", "the first step with a gradient, where it is not drawn"),
+    "truncated_rand_backprop_minmax": Fate("later", "", "it is drawn between these"),
 }
 
 CONFIGS: dict[type[DDPOConfig] | type[AlignPropConfig], dict[str, Fate]] = {
@@ -125,7 +126,7 @@ def table(fates: Mapping[str, Fate], usual: Mapping[str, Any]) -> str:
     for name, default in usual.items():
         kind, ours, note = fates[name]
         here = ", ".join(f"`{path}`" for path in ours.split(", ")) if ours else ""
-        here = here or {"idle": "no effect", "made": "the trainer's"}[kind]
+        here = here or {"idle": "no effect", "made": "the trainer's", "later": "to come"}[kind]
         said = "the script's name" if name == "exp_name" else f"`{default!r}`"
         rows.append(f"| `{name}` | {said} | {here} | {note} |")
     return "\n".join(rows)

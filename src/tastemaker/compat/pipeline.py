@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from tastemaker.folder import CONFIG
+from tastemaker.policy import single_file
 from tastemaker.policy.hub import INDEX, fetch, present_id, refusals
 from tastemaker.policy.load import find, folder
 
@@ -32,7 +33,7 @@ class Named(NamedTuple):
 
 
 class DefaultDDPOStableDiffusionPipeline:
-    """A model by its name: a built-in one, a folder in diffusers layout, or a hub id. Loaded when it is used.
+    """A model by its name: a built-in one, a folder in diffusers layout, a file or a hub id. Loaded when it is used.
 
     A LoRA file beside the model, as `save_pretrained` and `push_to_hub` leave one, is what training goes on from.
     `sd_pipeline`, calls and the parts (`unet`, `vae`, ...) are those of a plain diffusers pipeline: of the model as it
@@ -51,13 +52,13 @@ class DefaultDDPOStableDiffusionPipeline:
 
     @cached_property
     def found(self) -> Named:
-        """What the name stands for; of a hub id the small files are fetched."""
+        """What the name stands for; of a hub id the small files are fetched. Errors: ValueError for a lost file."""
         name = self.pretrained_model
         if (home := folder(name)) is not None:
             return _beside(home, Named(name, None, None))
         asked = Named(name, None if self.pretrained_revision == "main" else self.pretrained_revision, None)
-        if Path(name).suffix:
-            return asked  # a model in one file
+        if single_file.named(name) is not None:
+            return asked
         try:
             return _beside(fetch(present_id(name, asked.revision), [INDEX, LORA, CONFIG], asked.revision), asked)
         except refusals():

@@ -132,19 +132,6 @@ def _alignprop(config: AlignPropConfig, devices: int) -> Iterator[tuple[str, Any
     yield "gradient_checkpointing", True  # always on in TRL
     yield "algorithm.sampler", {"name": "ddim", "eta": config.sample_eta}
     yield "plan.micro_batch", config.train_batch_size
-    low, high = config.truncated_rand_backprop_minmax
-    first = config.truncated_backprop_timestep
-    yield "algorithm.truncation", truncation((low, high) if config.truncated_backprop_rand else first)
-
-
-def truncation(first: int | tuple[int, int]) -> dict[str, Any]:
-    """From which step on a chain has a gradient: this one, or one that is drawn between two.
-
-    The seam for the algorithm that is still missing: what it calls these things is written here.
-    """
-    if isinstance(first, tuple):
-        return {"name": "uniform", "first": first[0], "last": first[1]}
-    return {"name": "fixed", "first": first}
 
 
 def _product(config: Config, names: tuple[str, ...], devices: int) -> int:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tastemaker.compat import translation
-from tastemaker.compat.callbacks import Batch, listed, named, prompts_of, reward_of, tracker_of
+from tastemaker.compat.callbacks import listed, named, prompts_of, reward_of, tracker_of
 from tastemaker.compat.configs import AlignPropConfig, DDPOConfig
 from tastemaker.compat.pipeline import DefaultDDPOStableDiffusionPipeline
+from tastemaker.training.hook import Batch
 
 if TYPE_CHECKING:
     from tastemaker.outcome import Run

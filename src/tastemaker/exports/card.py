@@ -17,7 +17,7 @@ from tastemaker.folder import write_text
 from tastemaker.policy.hub import MOVED
 from tastemaker.policy.load import BUILT_IN
 from tastemaker.policy.single_file import SUFFIX
-from tastemaker.reports import citation
+from tastemaker.reports import citation, secrets
 from tastemaker.rewards import TABLE as REWARDS
 
 README = "README.md"
@@ -56,8 +56,9 @@ def is_edited(path: Path) -> bool:
     """Whether a card is there that is not just as it was written."""
     if not path.exists():
         return False
-    text, mark, stamp = path.read_text(encoding="utf-8", errors="replace").rpartition(STAMP.partition("{")[0])
-    return not mark or stamp.split(" ")[0] != _digest(text)
+    found = path.read_text(encoding="utf-8", errors="replace")
+    text = found.rpartition(STAMP.partition("{")[0])[0]
+    return found != text + STAMP.format(_digest(text))  # what stands behind the stamp is somebody's, too
 
 
 def _digest(text: str) -> str:
@@ -256,4 +257,4 @@ def _example(run: Finished) -> str:
     """A prompt to try: the first of the pictures that were kept."""
     file = run.folder / "samples.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return next((row["prompt"] for row in map(json.loads, lines) if "prompt" in row), "a picture")
+    return next((secrets.text(row["prompt"]) for row in map(json.loads, lines) if "prompt" in row), "a picture")

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -15,13 +16,11 @@ import yaml
 from tastemaker.exports.diffusers import LORA, PIPELINE
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
+from tastemaker.reports import secrets
 from tastemaker.training.lines import SCHEMA
 
 PATH = re.compile(r"(/|~|\.{1,2}[/\\]|\\\\|[A-Za-z]:[/\\]|file:)\S")  # how a path begins and nothing else does
 TAIL = re.compile(r"(?<=\w)[:#][^:#/\\]*$")  # `:function` of a file, `#column` of another
-SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|(?<=://)[^/@\s]+(?=@)|(?<=[Bb]earer )[\w.~+/=-]+")
-SECRET_KEY = re.compile(r"(\w*_)?(token|secret|password|api_key)", re.IGNORECASE)
-REMOVED = "(removed)"
 
 
 class Line(NamedTuple):
@@ -94,33 +93,30 @@ class Public:
         self.mentioned = re.compile(rf"(?<![\w/])({inside})(?![\w/])" if paths else "(?!)")
 
     def value(self, found: Any) -> Any:
-        """The same data with its texts shortened."""
-        if isinstance(found, Mapping):
-            return {
-                self.value(key): REMOVED if isinstance(part, str) and SECRET_KEY.fullmatch(key) else self.value(part)
-                for key, part in found.items()
-            }
-        if isinstance(found, list):
-            return [self.value(part) for part in found]
-        return self.text(found) if isinstance(found, str) else found
+        """The same data with its texts shortened and its secrets taken out."""
+        return secrets.cleaned(found, self.text)
 
     def text(self, found: str) -> str:
         """A text, in which paths of the settings may be mentioned."""
         short = _last(found) if self._is_path(found) else self.mentioned.sub(lambda path: _last(path[0]), found)
-        return SECRET.sub(REMOVED, short)
+        return secrets.text(short)
 
     def config(self, lines: list[Line], settings: Mapping[str, Any]) -> str:
         """config.yaml with its values shortened and the origins behind them kept."""
-        texts, wanted = [], self.value(settings)
+        texts: list[str] = []
+        above: list[str] = []
         for line in lines:
-            ((key, short),) = self.value({line.key: line.value}).items()
+            above = [*above[: line.depth], line.key]  # what is named a secret further up makes one of what is below
+            short = self.value(reduce(lambda inner, name: {name: inner}, reversed(above), line.value))
+            for _ in above:
+                ((key, short),) = short.items()
             text = line.text
             if short != line.value:
                 dumped = yaml.safe_dump([short], default_flow_style=True, width=10**6, allow_unicode=True)
                 text = f"{'  ' * line.depth}{key}: {dumped.strip()[1:-1]}" + (f"  # {line.note}" if line.note else "")
             texts.append(text + "\n")
         # Where it is not as we write it, one setting a line: the values without the origins.
-        return "".join(texts) if lines else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        return "".join(texts) if lines else yaml.safe_dump(self.value(settings), sort_keys=False, allow_unicode=True)
 
     def _is_path(self, text: str) -> bool:
         if PATH.match(text):
@@ -140,7 +136,7 @@ def _last(path: str) -> str:
     """The last part of a path; `file.py:function` of a function's."""
     tail = TAIL.search(path)
     bare = path[: tail.start()] if tail else path
-    return (PureWindowsPath(bare).name or REMOVED) + (tail[0] if tail else "")
+    return (PureWindowsPath(bare).name or secrets.REMOVED) + (tail[0] if tail else "")
 
 
 def _texts(value: Any) -> Iterator[str]:

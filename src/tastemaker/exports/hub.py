@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tastemaker import __version__
 from tastemaker.exports import card
-from tastemaker.exports.finished import REMOVED, SECRET, Finished, Public
+from tastemaker.exports.finished import Finished, Public
 from tastemaker.folder import CONFIG
+from tastemaker.reports import secrets
 from tastemaker.reports.curve import learning_curve
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Pushed(NamedTuple):
     message: str  # for the user
 
 
+class _RefusedError(Exception):
+    """The hub or the network said no; the reason, without a token."""
+
+
 def check_name(name: str, key: str = "--hub_model_id") -> str:
     """A name on the hub, `owner/name` or `name` in one's own account, or a ValueError that names `key`."""
     if not NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
@@ -67,11 +72,11 @@ def push(folder: str | Path, repo: str | None = None, *, private: bool | None = 
     list(_files(run))  # a link out of the folder is refused before anything is made on the hub
     try:
         return Pushed(url := _push(run, asked, private), f"on the hub: {url}")
-    except Exception as error:  # of HTTP, sockets, the uploader's own, answers that are no JSON: the run is complete
+    except _RefusedError as refused:  # the run is complete all the same
         command = ["tastemaker", "push", str(run.folder), "--hub_model_id", asked, *["--private"] * (private is True)]
         return Pushed(
             None,
-            f"the push to the hub failed: {_reason(error)}. Nothing is lost, all is in {run.folder}; to push it "
+            f"the push to the hub failed: {refused}. Nothing is lost, all is in {run.folder}; to push it "
             f"later:\n  {shlex.join(command)}",
         )
 
@@ -79,18 +84,19 @@ def push(folder: str | Path, repo: str | None = None, *, private: bool | None = 
 def _push(run: Finished, asked: str, private: bool | None) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    if not get_token():
-        raise ConnectionError("no token is to be found (`hf auth login`, or the variable HF_TOKEN)")
     api = HfApi(library_name="tastemaker", library_version=__version__)
-    with _patience(ASKING):
+    with _asking(ASKING):
+        if not get_token():
+            raise ConnectionError("no token is to be found (`hf auth login`, or the variable HF_TOKEN)")
         made = api.create_repo(asked, private=private, exist_ok=True)
         repo = str(made.repo_id)
         if private:
             _need_private(api, repo)
+    # The work of this machine again: a mistake in it is not the hub's refusal.
     card.write(run, repo)
     algorithm, reward = run.settings["algorithm"]["name"], run.evaluations[-1]["reward"]
     files = [CommitOperationAdd(name, content) for name, content in _files(run)]
-    with _patience(SENDING):
+    with _asking(SENDING):
         api.create_commit(repo, files, commit_message=f"{algorithm} on {next(iter(reward))}, Tastemaker {__version__}")
     return str(made)
 
@@ -148,14 +154,19 @@ def _name_of(run: Finished) -> str:
 
 
 @contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """The hub's client waits for ever by itself; inside, no single read or write takes longer than this."""
+def _asking(seconds: float) -> Iterator[None]:
+    """Calls of the hub: whatever they raise is its refusal, and no single read or write takes longer than this.
+
+    By itself the hub's client waits for ever. Errors: _RefusedError.
+    """
     from huggingface_hub import get_session
 
     client = get_session()
     before, client.timeout = client.timeout, seconds
     try:
         yield
+    except Exception as error:  # of HTTP, sockets, the uploader's own, answers that are no JSON
+        raise _RefusedError(_reason(error)) from error
     finally:
         client.timeout = before
 
@@ -169,12 +180,16 @@ def _reason(error: BaseException) -> str:
     while cause is not None:  # the uploader wraps what it met
         status = getattr(getattr(cause, "response", None), "status_code", None)
         text = _first_line(getattr(cause, "server_message", None) if status else str(cause) or type(cause).__name__)
+        if isinstance(cause, TypeError | LookupError | AttributeError | json.JSONDecodeError):
+            text = (
+                f"what answers there is no hub, but maybe a network's page to log in ({type(cause).__name__}: {text})"
+            )
         said.append(f"{MEANINGS.get(status, 'the hub failed')} ({status}{text and ': '}{text})" if status else text)
         cause = None if status else cause.__cause__
     text = ": ".join(dict.fromkeys(said))
     token = get_token()
-    text = text.replace(token, REMOVED) if token else text
-    return SECRET.sub(REMOVED, text)[:300].rstrip(".")
+    text = text.replace(token, secrets.REMOVED) if token else text
+    return secrets.text(text)[:300].rstrip(".")
 
 
 def _first_line(text: str | None) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tastemaker.policy.load import find, quiet
+from tastemaker.policy.load import find, half, quiet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-HALVES = {"fp16": "float16", "bf16": "bfloat16"}  # torch's names
 
 
 def load_plain(settings: Mapping[str, Any], weights: Path, device: str) -> DiffusionPipeline:
@@ -20,8 +18,7 @@ def load_plain(settings: Mapping[str, Any], weights: Path, device: str) -> Diffu
 
     from tastemaker.policy.pipelines import plain
 
-    half = HALVES.get(settings["mixed_precision"]) if device != "cpu" else None
-    dtype = getattr(torch, half) if half else torch.float32
+    dtype = (half(settings["mixed_precision"]) if device != "cpu" else None) or torch.float32
     if weights.is_dir():
         return plain(find(str(weights)), dtype).to(device)
     pipeline = plain(find(str(settings["model"]), settings["revision"], settings["variant"]), dtype)

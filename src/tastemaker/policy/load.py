@@ -27,7 +27,8 @@ FAMILIES = {"StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion"}
 BUILT_IN = {"shapes": "tastemaker.shapes.assets:folder"}
 """Models that come with the package: name -> function that gives their folder."""
 
-PRECISIONS = ("no", "fp16", "bf16")
+HALVES = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
+"""`--mixed_precision` -> torch's name of the half-precision dtype; None is fp32 throughout."""
 
 
 class Files(NamedTuple):
@@ -89,8 +90,8 @@ def load(
     """
     import torch
 
-    if mixed_precision not in PRECISIONS:
-        raise ValueError(f"--mixed_precision is {mixed_precision!r}, it must be one of {', '.join(PRECISIONS)}.")
+    if mixed_precision not in HALVES:
+        raise ValueError(f"--mixed_precision is {mixed_precision!r}, it must be one of {', '.join(HALVES)}.")
     files = find(model, revision, variant)
     request = Request(
         files=files,
@@ -104,6 +105,15 @@ def load(
         seed=seed,
     )
     return _family(files)(request)
+
+
+def half(mixed_precision: str) -> torch.dtype | None:
+    """The dtype of networks that `--mixed_precision` makes half; None where all is fp32."""
+    import torch
+
+    name = HALVES[mixed_precision]
+    found: torch.dtype | None = getattr(torch, name) if name else None
+    return found
 
 
 def folder(model: str) -> Path | None:
@@ -150,7 +160,7 @@ def _family(files: Files) -> Callable[[Request], Exportable]:
 
 def find(model: str, revision: str | None = None, variant: str | None = None) -> Files:
     """Where a model lies and what it is. Errors: ValueError naming the flag if it is not to be had."""
-    if (path := single_file.named(model)) is not None:
+    if (path := _file(model)) is not None:
         for flag, value in (("revision", revision), ("variant", variant)):
             if value is not None:
                 raise ValueError(f"--{flag} {value} has no effect on a model in one file ({model}): leave it out.")
@@ -170,16 +180,23 @@ def configs(model: str, revision: str | None = None) -> Path:
 
     Errors: ValueError naming the flag if they are not to be had.
     """
-    if (path := single_file.named(model)) is not None:
+    if (path := _file(model)) is not None:
         return single_file.find(model, path).configs
     if (place := folder(model)) is not None:
         return place
+    name = present_id(model, revision)
     try:
-        return fetch(present_id(model, revision), ["*/config.json"], revision)
+        return fetch(name, ["*/config.json"], revision)
     except refusals() as error:
+        why = silence(name, revision) or reason(error)  # why the hub is silent says more than that the cache is empty
         raise ValueError(
-            f"--model {model}: its config files are neither here nor to be had from the hub ({reason(error)})."
+            f"--model {model}: its config files are neither here nor to be had from the hub ({why}). {_choices()}"
         ) from error
+
+
+def _file(model: str) -> Path | None:
+    """The file of a model in one file; a built-in name is itself, whatever lies in the working folder."""
+    return None if model in BUILT_IN else single_file.named(model)
 
 
 def _not_a_model(model: str, place: Path) -> str:

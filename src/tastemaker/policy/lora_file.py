@@ -17,6 +17,7 @@ from tastemaker.policy.load import quiet
 from tastemaker.policy.single_file import read_header
 
 PEFT = "base_model.model."  # what peft itself puts before the names of a network's layers
+DIFFUSERS, PEFTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # what they call their files
 OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
 
 # What a file that is no LoRA is known by: the first pattern that a key of it matches.
@@ -35,9 +36,9 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     """
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    path = Path(file).expanduser()
+    path = _place(Path(file).expanduser(), file)
     _refuse_strangers(path, file)
-    state, alphas, settings = _state(file, pipeline)
+    state, alphas, settings = _state(str(path) if path.exists() else file, file, pipeline)
     if not any(key.startswith(OTHERS) for key in state):  # saved from a network alone, by diffusers or by peft
         state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
     own = {key.removeprefix(f"{component}."): value for key, value in state.items() if key.startswith(f"{component}.")}
@@ -60,14 +61,30 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     return {key: tensor.float() * (scales.of(key, tensor) if ".lora_B." in key else 1.0) for key, tensor in own.items()}
 
 
-def _state(file: str, pipeline: Any) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Any]]:
-    """Tensors, kohya's alphas and diffusers' settings, as far as the file has them."""
+def _place(path: Path, file: str) -> Path:
+    """The file that a local folder holds, a run's too; another path as it is. Errors: ValueError if none is meant."""
+    if (path / "lora" / DIFFUSERS).is_file():
+        return path / "lora" / DIFFUSERS
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    for name in (DIFFUSERS, PEFTS):
+        if path / name in found:
+            return path / name
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found[:3])
+        raise ValueError(
+            f"--lora {file}: the folder holds {len(found)} .safetensors files ({names}): name one of them."
+        )
+    return found[0] if found else path
+
+
+def _state(place: str, file: str, pipeline: Any) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Any]]:
+    """Tensors, kohya's alphas and diffusers' settings, as far as the file has them; place: a path, or a hub id."""
     from safetensors import SafetensorError
 
     unreadable: tuple[type[BaseException], ...] = (*refusals(), SafetensorError)
     try:
         with quiet():
-            found = pipeline.lora_state_dict(file, use_safetensors=True, return_lora_metadata=True)
+            found = pipeline.lora_state_dict(place, use_safetensors=True, return_lora_metadata=True)
     except unreadable as error:
         raise ValueError(
             f"--lora {file}: no LoRA file in safetensors format could be read there ({reason(error)}). Give the "
@@ -79,19 +96,20 @@ def _state(file: str, pipeline: Any) -> tuple[dict[str, Tensor], dict[str, float
 
 def _refuse_strangers(path: Path, file: str) -> None:
     """Errors: ValueError if the keys of a local file say that it is something else, or it is not whole."""
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if len(found) != 1 or found[0].suffix != ".safetensors" or not found[0].is_file():
+    if path.suffix != ".safetensors" or not path.is_file():
         return  # what is wrong with these is said by the one who reads them
-    header = read_header(found[0], f"--lora {file}")
+    header = read_header(path, f"--lora {file}")
     for pattern, what in STRANGERS:
         if any(re.search(pattern, key) for key in header.shapes):
             raise ValueError(f"--lora {file} is {what}. Needed: a LoRA, a pair of low-rank matrices a layer.")
 
 
 def _peft_settings(path: Path) -> dict[str, Any]:
-    """What peft writes beside its file; nothing where that is not there."""
-    config = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    found: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    """What peft writes beside its own file, and of which a file of another name in the folder knows nothing."""
+    config = path.with_name("adapter_config.json")
+    if path.name != PEFTS or not config.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     return found
 
 

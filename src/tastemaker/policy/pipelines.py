@@ -1,7 +1,7 @@
 """Stable Diffusion pipelines of diffusers: how they are read from folders, the hub and single files, and written.
 
-The safety checker is never loaded, for training looks at pictures through the reward alone. It is the base's own, so
-what is written has it again, copied file by file.
+The safety checker is not loaded for training, which looks at pictures through the reward alone. It is the base's own,
+so what is written has it again, copied file by file.
 """
 
 from __future__ import annotations
@@ -21,54 +21,59 @@ from tastemaker.policy.hub import INDEX, fetch, reason, refusals
 from tastemaker.policy.load import Files, quiet
 
 NETWORKS = ("unet", "vae", "text_encoder")
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def read(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
     """The pipeline on the CPU, each network in its dtype. Errors: ValueError if its weights are not to be had."""
+    pipeline = _unchecked(files, dtypes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def plain(files: Files, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The pipeline as its owner publishes it, with its safety checker where it has one; all of it in one dtype.
+
+    Training needs no safety checker, so one that cannot be had now is left out with a warning. Errors: as `read`.
+    """
+    dtypes = {"default": dtype}
     try:
-        with quiet(), warnings.catch_warnings():
-            # Old scheduler files are mended by diffusers with a note for their authors, not for our users.
-            warnings.simplefilter("ignore", FutureWarning)
-            pipeline = _from_file(files, dtypes) if files.single else _from_folder(files, dtypes)
+        return _made(files, dtypes, {})
+    except refusals() as error:
+        why = reason(error)
+    pipeline = _unchecked(files, dtypes)
+    warnings.warn(f"the safety checker of --model {files.model} could not be loaded ({why}): left out.", stacklevel=2)
+    return pipeline
+
+
+def _unchecked(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+    try:
+        return _made(files, dtypes, UNCHECKED)
     except refusals() as error:
         what = f" --variant {files.variant}" if files.variant else ""
         raise ValueError(
             f"--model {files.model}{what} could not be loaded: {reason(error)} Needed: the weights of unet, vae and "
             "text_encoder as safetensors files (pickled .bin files are never read)."
         ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
-def plain(files: Files, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """The pipeline as its owner publishes it, with its safety checker where it has one; all of it in one dtype."""
-    with quiet():
+def _made(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str, Any]) -> StableDiffusionPipeline:
+    """instead: by name, parts that are not loaded, and what stands in their place."""
+    with quiet(), warnings.catch_warnings():
+        # Old scheduler files are mended by diffusers with a note for their authors, not for our users.
+        warnings.simplefilter("ignore", FutureWarning)
         if files.single:
-            return _from_file(files, {"default": dtype})
+            return _from_file(files, dtypes)
         pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
             files.source,
             revision=files.revision,
             variant=files.variant,
             local_files_only=files.cached,
             use_safetensors=True,
-            dtype=dtype,
+            dtype=dict(dtypes),
+            **instead,
         )
         return pipeline
-
-
-def _from_folder(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
-    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        files.source,
-        revision=files.revision,
-        variant=files.variant,
-        local_files_only=files.cached,
-        use_safetensors=True,
-        dtype=dict(dtypes),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return pipeline
 
 
 def _from_file(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
@@ -79,9 +84,7 @@ def _from_file(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusi
             config=str(files.single.configs),
             local_files_only=True,
             dtype=torch.float32,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **UNCHECKED,
         )
         for name in NETWORKS:
             network = getattr(pipeline, name)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tastemaker.policy import pipelines
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
-from tastemaker.policy.load import Request, quiet
+from tastemaker.policy.load import Request, half, quiet
 from tastemaker.policy.lora_file import named_for_file, read
 from tastemaker.policy.policy import Rows
 from tastemaker.policy.weights import Weights
@@ -26,7 +26,6 @@ from tastemaker.process.prediction import Prediction, from_eps, from_v, from_x0
 from tastemaker.process.schedule import Schedule, from_alphas_cumprod
 
 PREDICTIONS = {"epsilon": from_eps, "v_prediction": from_v, "sample": from_x0}
-HALVES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 COMPONENT = "unet"
 
 # Pixels the VAE sees in one call: eight pictures of 512 x 512; with a graph, which keeps every activation, one.
@@ -42,7 +41,7 @@ class StableDiffusion:
         start = read(lora.file, StableDiffusionPipeline, COMPONENT) if lora and lora.file else None
         self.device = request.device
         self.rows = Rows()
-        self._half = HALVES[request.mixed_precision]
+        self._half = half(request.mixed_precision)
         self._slicing = request.vae_slicing
         # Pays on GPUs of these kinds; on a CPU the small built-in model is a tenth slower so.
         self._format = torch.channels_last if self.device.type in ("cuda", "xpu") else torch.contiguous_format

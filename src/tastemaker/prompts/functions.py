@@ -54,14 +54,19 @@ def load_function(spec: str, *, key: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def bound(function: Callable[..., Any], settings: Mapping[str, Any], *, key: str, name: str) -> Callable[..., Any]:
+def bound(
+    function: Callable[..., Any], settings: Mapping[str, Any], *, key: str, name: str, taken: int = 0
+) -> Callable[..., Any]:
     """`function` with its arguments from a recipe or from flags, where they came as texts: read as the default's kind.
+
+    taken: so many of the first arguments are the caller's, and no settings.
 
     Errors: ValueError with `key.SETTING` for an argument that the function has not, or a text that is no number.
     """
     if not settings:
         return function
-    known = {one.name: one for one in inspect.signature(function).parameters.values() if one.kind in _BY_NAME}
+    parameters = list(inspect.signature(function).parameters.values())[taken:]
+    known = {one.name: one for one in parameters if one.kind in _BY_NAME}
     for setting in settings:
         if setting not in known:
             near = difflib.get_close_matches(setting, known, n=1)

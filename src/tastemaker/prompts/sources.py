@@ -36,6 +36,7 @@ TABLE: dict[str, str] = {
     "imagenet_all": "tastemaker.prompts.words:imagenet",
 }
 
+TEXT = "text:"  # text:a red circle is one prompt
 # Sets with a sibling that evaluations take: none of its prompts is in the set.
 HELD_OUT = {"shapes": "shapes_heldout", "animals": "animals_heldout", "simple_animals": "animals_heldout"}
 
@@ -80,7 +81,8 @@ class Function:
 def source(
     spec: str | Mapping[str, Any] | Sequence[str | Entry] | Callable[[], Any] | PromptSource, *, key: str = "prompts"
 ) -> PromptSource:
-    """The source that a user names: a set of the table, a file, `hub:owner/name`, `file.py:function`, or an object.
+    """The source that a user names: a set of the table, a file, `hub:owner/name`, `file.py:function`, `text:a prompt`,
+    or an object.
 
     Objects: a list of texts, of (text, metadata) or of dicts with a `prompt`; a function; a source. A set with settings
     is a dict: {"name": "counting", "high": 5}. Errors: ValueError naming `key`, what was found and what to do.
@@ -111,6 +113,10 @@ def source(
 
 def _named(spec: str, settings: Mapping[str, Any], key: str) -> PromptSource:
     title = f"{spec} ({', '.join(f'{name} {value}' for name, value in settings.items())})" if settings else spec
+    if spec.startswith(TEXT):
+        if settings:
+            raise ValueError(f"{key}.{next(iter(settings))} has no effect on a single prompt: leave it out.")
+        return Listed("text", _entries("text", [spec.removeprefix(TEXT)], key))
     if spec in TABLE:
         module, _, function = TABLE[spec].partition(":")
         made = bound(getattr(importlib.import_module(module), function), settings, key=key, name=spec)
@@ -129,7 +135,7 @@ def _named(spec: str, settings: Mapping[str, Any], key: str) -> PromptSource:
         return Listed(title, bound(partial(files.read, spec, key), settings, key=key, name=spec)())
     also = f"{files.FORMS}, hub:OWNER/NAME, or `path/to/file.py:function`"
     if len(spec.split()) > 1:
-        also += f"; a single prompt is a list of one, [{spec!r}]"
+        also += f"; a single prompt is `{TEXT}{spec}`"
     raise unknown(spec, TABLE, key=key, kind="prompt set", also=also)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,24 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TrackioTracker, WandBTracker
 from PIL import Image
 
+from tastemaker.reports import secrets
 from tastemaker.reports.trackers import HOME, Entry
 
 PROJECT = "tastemaker"
+SWANLAB_ASKS = "SWANLAB_PROBE_RUNTIME"  # for the host, the folder and the command; `false` keeps them here
 # The other trackers that accelerate sends pictures to -> how each wants one.
 GRIDS: dict[str, Callable[[Image.Image], Any]] = {
     "aim": lambda sheet: (sheet, ""),
     "clearml": np.asarray,
     "swanlab": lambda sheet: [sheet],
+}
+# How those call a run that remember it elsewhere than in a file of our naming.
+CALLED: dict[str, Callable[[Any], Any]] = {
+    "aim": lambda run: run.hash,
+    "clearml": lambda task: task.id,
+    "comet_ml": lambda experiment: experiment.get_key(),
+    "mlflow": lambda run: run.info.run_id,
+    "swanlab": lambda run: run.id,
 }
 
 
@@ -48,6 +60,27 @@ def begin(name: str, folder: Path, settings: Mapping[str, Any], before: str | No
     before: how it called the run of this folder, where there was one already.
     """
     PartialState()  # accelerate's trackers ask it which process they are in, even to log nothing
+    with _without_secrets_of_the_command():
+        return _begin(name, folder, settings, before)
+
+
+@contextmanager
+def _without_secrets_of_the_command() -> Iterator[None]:
+    """W&B, Comet and SwanLab keep the command line, where there may be a key; SwanLab does not take it from here."""
+    said, public = sys.argv, secrets.command(sys.argv)
+    before = os.environ.get(SWANLAB_ASKS)
+    sys.argv = public
+    if said != public:
+        os.environ[SWANLAB_ASKS] = "false"
+    try:
+        yield
+    finally:
+        sys.argv = said
+        os.environ.pop(SWANLAB_ASKS, None)
+        os.environ |= {} if before is None else {SWANLAB_ASKS: before}
+
+
+def _begin(name: str, folder: Path, settings: Mapping[str, Any], before: str | None) -> tuple[Any, str]:
     if name == "wandb":
         return _wandb(folder, settings, before)
     if name == "trackio":
@@ -59,7 +92,7 @@ def begin(name: str, folder: Path, settings: Mapping[str, Any], before: str | No
     tracker.start()
     if before is None:
         tracker.store_init_configuration(dict(settings))
-    return tracker, str(tracker.tracker.info.run_id) if name == "mlflow" else folder.name
+    return tracker, str(CALLED[name](tracker.tracker)) if name in CALLED else folder.name
 
 
 def _wandb(folder: Path, settings: Mapping[str, Any], before: str | None) -> tuple[Any, str]:
@@ -78,15 +111,27 @@ def _wandb(folder: Path, settings: Mapping[str, Any], before: str | None) -> tup
 
 def _arguments(name: str, folder: Path, before: str | None) -> dict[str, Any]:
     """How accelerate's class of a tracker is told the project, the run's name, and where to write."""
-    home = folder / HOME
+    home, again = folder / HOME, before is not None
     known: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": "tensorboard", "logging_dir": home},
-        "aim": {"run_name": folder.name, "logging_dir": str(home)},
-        "clearml": {"run_name": PROJECT, "task_name": folder.name},
-        "comet_ml": {"run_name": PROJECT},
-        "dvclive": {"dir": str(home / "dvclive"), "resume": before is not None},
+        "aim": {"run_name": folder.name, "logging_dir": str(home), "run_hash": before},
+        # By itself ClearML empties the last task of the same name. Continued from 0 it keeps the steps that it is told.
+        "clearml": {
+            "run_name": PROJECT,
+            "task_name": folder.name,
+            "reuse_last_task_id": before or False,
+            "continue_last_task": 0 if again else False,
+        },
+        "comet_ml": {"run_name": PROJECT, "experiment_key": before},
+        "dvclive": {"dir": str(home / "dvclive"), "resume": again},
         "mlflow": {"experiment_name": PROJECT, "run_name": folder.name, "run_id": before},
-        "swanlab": {"run_name": PROJECT, "experiment_name": folder.name, "logdir": str(home / "swanlab")},
+        "swanlab": {
+            "run_name": PROJECT,
+            "experiment_name": folder.name,
+            "logdir": str(home / "swanlab"),
+            "id": before,
+            "resume": "allow" if again else None,
+        },
     }
     return known[name]
 

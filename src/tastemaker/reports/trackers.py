@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from tastemaker.reports import secrets
 from tastemaker.reports.pictures import grid
 
 # What accelerate has a tracker for -> what pip installs for it.
@@ -50,7 +51,6 @@ PACKAGES = {
 }
 HOME = "trackers"  # the folder in a run's folder for what trackers write on this machine
 RUNS = "runs.json"  # in it: how each tracker calls this run, so that a resumed one goes on there
-SECRETS = ("token", "password", "secret", "api_key")  # settings with such a name stay here
 MOST, ACROSS = 32, 8  # pictures a tracker is given at once, and of them side by side in a grid
 WORDS = 48  # letters of a prompt below a picture of a grid, so that the reward behind them is not cut off
 
@@ -101,8 +101,10 @@ def _installed(name: str) -> bool:
 def start(names: Sequence[str], folder: Path, settings: Mapping[str, Any], *, key: str = "--report_to") -> Trackers:
     """Begins a run of the folder's name in each tracker, or goes on with the one the folder had there. Rank 0 only.
 
-    settings: the run's, nested; trackers get them with dotted names. Trackers' own variables (WANDB_PROJECT,
-    WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI, ...) mean what they mean everywhere.
+    Each is asked for its run by what runs.json says it is called there; where that file is broken, all begin anew. Of
+    a run without network W&B, Comet and SwanLab write a second file with the same name in it, for the later upload.
+    settings: the run's, nested; trackers get them with dotted names and without secrets. Trackers' own variables
+    (WANDB_PROJECT, WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI, ...) mean what they mean everywhere.
     Errors: ValueError naming the tracker that does not start, with its reason.
     """
     meant = _meant(names)
@@ -113,16 +115,32 @@ def start(names: Sequence[str], folder: Path, settings: Mapping[str, Any], *, ke
     folder = folder.resolve()  # its name, also where it was given as `.`
     file, running = folder / HOME / RUNS, Trackers(folder, {})
     file.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    flat = flattened(settings)
+    runs, flat = _runs(file), flattened(settings)
     for name in meant:
         try:
             running.alive[name], runs[name] = backends.begin(name, folder, flat, runs.get(name))
         except Exception as error:  # whatever another's package raises: no login, no network, no space
             running.finish()
             raise ValueError(f"{key} {name} did not start: {_reason(error)}") from error
-        file.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+        part = file.with_name(f".{RUNS}.part")  # whole or not at all: a resumed run reads it
+        part.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+        part.replace(file)
     return running
+
+
+def _runs(file: Path) -> dict[str, str]:
+    """How each tracker called the run of this folder; nothing where the file cannot be read, which is said."""
+    try:
+        found = json.loads(file.read_bytes()) if file.exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+            raise ValueError("it holds no names of runs")
+        return found
+    except (OSError, ValueError) as error:
+        what = (
+            f"{file} cannot be read ({_reason(error)}), so the trackers begin new runs instead of going on with theirs."
+        )
+        warnings.warn(what, RuntimeWarning, stacklevel=3)
+        return {}
 
 
 class Trackers:
@@ -192,19 +210,21 @@ class Trackers:
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
-    """Nested settings as dotted names and plain values, lists as JSON. What is named after a secret is left out."""
+    """Nested settings as dotted names and plain values, lists as JSON; (removed) stands for every secret."""
     flat: dict[str, str | float | bool] = {}
-    for key, value in settings.items():
-        if any(word in str(key).lower() for word in SECRETS):
-            continue
+    for key, value in secrets.cleaned(settings).items():
         if isinstance(value, Mapping):
             flat |= flattened(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            flat[f"{prefix}{key}"] = json.dumps(value, default=str, ensure_ascii=False)
+        elif isinstance(value, list):
+            flat[f"{prefix}{key}"] = json.dumps(value, default=_as_text, ensure_ascii=False)
         else:
             known = isinstance(value, str | int | float)
-            flat[f"{prefix}{key}"] = value if known else "none" if value is None else str(value)
+            flat[f"{prefix}{key}"] = value if known else "none" if value is None else _as_text(value)
     return flat
+
+
+def _as_text(value: object) -> str:
+    return secrets.text(str(value))
 
 
 def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -255,4 +275,4 @@ def _score(reward: float | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip(": ")
+    return secrets.text(f"{type(error).__name__}: {error}".strip(": "))

@@ -67,7 +67,7 @@ def named(spec: Any, *, key: str = "reward") -> "NamedReward":
             raise ValueError(f"{key}: found settings without a name: give {key}.name, such as {next(iter(TABLE))}.")
     name, found = _found(spec, key) if isinstance(spec, str) else (None, spec)
     if settings:
-        made = bound(found, settings, key=key, name=str(name))
+        made = bound(found, settings, key=key, name=str(name), taken=0 if inspect.isclass(found) else 2)
         found = made() if inspect.isclass(found) else made
     from tastemaker.rewards.reward import adapt  # torch, only once the name is right
 

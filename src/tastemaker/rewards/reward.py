@@ -249,16 +249,13 @@ def _try(judge: NamedReward, images: Tensor, prompts: Prompts) -> Scores:
 
 
 def _finite(judge: NamedReward, scores: Scores) -> Tensor:
-    """The scores' value, where it is finite or NaN with a note that says why."""
-    value, _, notes = scores
-    told = torch.tensor([note is not None for note in notes] or [False] * len(value), device=value.device)
-    bad = ~value.isfinite() & ~(value.isnan() & told)
-    if bad.any() or not value.isfinite().any():
+    """The scores' value, where it is finite, or NaN for some pictures, which are left out; not for all of them."""
+    value = scores.value
+    if value.isinf().any() or not value.isfinite().any():
         rows = (~value.isfinite()).nonzero().flatten().tolist()
         raise ContractError(
             f"reward `{judge.name}` returned {value[rows[0]].item()} for {len(rows)} of {len(value)} pictures (rows "
-            f"{rows[:5]}); every score must be finite. To leave a picture out on purpose return "
-            "`Scores(value, notes=...)` with NaN and a note that says why."
+            f"{rows[:5]}): scores are finite numbers. NaN leaves a picture out, but not all of them."
         )
     return value
 

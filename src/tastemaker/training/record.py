@@ -155,9 +155,13 @@ class Record:
         if self.write:
             print(self._line(row), flush=True)
             self.trackers.iteration(row, values.tolist(), self._keep_samples(it, policy))
-            if self.on_samples is not None:
-                self.on_samples(batches(it, policy, _own_parts(it)), index, self.trackers.raw)
         self._updates, self._held_out, self._carried = [], {}, {}
+
+    def tell(self, it: Iteration, policy: Policy) -> None:
+        """The user's function is given the iteration's pictures; called after `finish`, and after the checkpoint."""
+        if self.write and self.on_samples is not None:
+            told = batches(it, policy, _own_parts(it))
+            self.on_samples(told, int(it.key.iteration), self.trackers.raw)
 
     def _spent(self, now: Mapping[str, float]) -> dict[str, float]:
         spent = {name: now[name] - self._before[name] for name in now}
@@ -173,6 +177,8 @@ class Record:
         reward, last = row["reward"], (row["updates"] or [{}])[-1]
         mean = f"{reward['mean']:.4g} +- {reward['std']:.3g}" if "mean" in reward else "none"
         failed = f"  {reward['failed']} failed" if reward["failed"] else ""
+        same = reward.get("std") == 0 and row["images"] > 1
+        failed += "  all scores are equal: nothing to learn from" if same else ""
         norm = f"  grad {last['grad_norm']:.2g}" if "grad_norm" in last else ""
         left = f"  {_clock(each * (self.iterations - done))} left" if done < self.iterations else ""
         seconds = row["seconds"]["total"]

@@ -71,6 +71,7 @@ class Training:
                 state, kept, cursor = it.state, {}, Cursor(index + 1, 0)
                 if self.plan.saves(index) or cursor.iteration == self.plan.iterations:
                     self._save(cursor, state, {})
+            self.record.tell(it, self.policy)  # what the user's function may raise loses nothing that was learned
         try:
             self.evaluate(self.plan.iterations)
         except Stop:

@@ -1,0 +1,63 @@
+"""Two processes make one run: who writes, who is told, and how a run that cannot begin ends on both."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runs
+
+RANKS = str(Path(__file__).with_name("run_ranks.py"))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    home = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", RANKS, str(home), runs.model()],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, said
+    return home, [json.loads((home / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_the_run_has_ended_on_both_and_only_the_first_is_told(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, (first, second) = ranks
+    for found in (first, second):
+        assert found["whole"]["done"] and found["whole"]["weights"] == str(home / "run" / runs.LORA)
+        assert found["whole"]["drawn"] > 0
+    assert first["whole"]["told"] == [[0, 2, 1], [1, 2, 1]] and second["whole"]["told"] == []  # its share of 4 pictures
+    assert [row["images"] for row in runs.rows(home / "run", "metrics")] == [4, 4]
+    events = list((home / "run" / "trackers").rglob("events*"))
+    assert len(events) >= 1 and len({path.name.split(".")[-2] for path in events}) == 1  # of one process
+
+
+def test_diversity_is_of_all_prompts(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, _ = ranks
+    for row in runs.rows(home / "run", "evaluations"):
+        assert len(row["diversity"]["values"]) == 3 and all(value > 0 for value in row["diversity"]["values"])
+
+
+def test_a_run_that_cannot_begin_says_so_on_both(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, found = ranks
+    said = "report_to tensorboard did not start: OSError: no network"
+    assert [rank["refused"] for rank in found] == [said, said] and not (home / "refused").exists()
