@@ -12,12 +12,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --durations 10
 
 .DEFAULT_GOAL := help
-install: $(READY)  ## set up .venv with the library and its tools
-
-.PHONY: help install demo test check test-browser test-gpu
+.PHONY: help install demo test check test-browser test-gpu leaderboard
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
+
+install: $(READY)  ## set up .venv with the library and its tools
 
 demo: $(READY)  ## fine-tune the built-in model and show its pictures before and after (minutes, no GPU needed)
 	$(BIN)/tastemaker train ddpo --model shapes --reward jpeg_compressibility
@@ -30,6 +30,10 @@ check: $(READY)  ## format, lint and types, then the tests
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
+
+ROWS ?= all
+leaderboard: $(READY)  ## make the runs of the learning protocol that are missing (hours), and write docs/leaderboard.md
+	$(BIN)/python benchmarks/learn.py --row $(ROWS) --jobs 2 --page docs/leaderboard.md
 
 # pytest's exit code 5: there is no such test
 test-browser: $(READY)  ## the tests that need a browser

@@ -3,6 +3,7 @@
     python benchmarks/learn.py --row short --jobs 2          # the four short rows
     python benchmarks/learn.py --row long,demo,fast
     python benchmarks/learn.py --row all --table             # only the table of what is there
+    python benchmarks/learn.py --row all --page ../docs/leaderboard.md
 
 A line of results/learn.jsonl is one run; runs whose line is there, with the same settings and the same base model, are
 not made again, so the table can be filled over days.
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocol import ROWS, Row, table
+from protocol import ROWS, Row, page, table
 
 HERE = Path(__file__).resolve().parent
 ORACLE = "shapes_alignment"  # its parts are what the world's oracle reads: 1 where it is as the caption asks
@@ -183,6 +184,8 @@ def _point(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], reward:
         "iteration": row["iteration"],
         "sd": row["change"][reward]["deviations"],
         "alignment": row["reward"][ORACLE]["mean"],
+        "diversity": row.get("diversity", {}).get("mean"),
+        "metric": row.get("diversity", {}).get("metric", ""),
         "rows_forward": sum(one["network_calls"]["rows_forward"] for one in before),
         "rows_backward": sum(one["network_calls"]["rows_backward"] for one in before),
         "seconds": sum(one["seconds"]["total"] for one in before),
@@ -242,6 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "learn.jsonl")
     parser.add_argument("--keep", type=Path, help="a folder in which the runs' own folders stay")
     parser.add_argument("--table", action="store_true", help="make no run, print what is there")
+    parser.add_argument("--page", type=Path, help="also write the table, and what is missing, to this file")
     asked = parser.parse_args(argv)
     wanted = asked.row.split(",")
     if unknown := set(wanted) - {"all", *names}:
@@ -253,7 +257,10 @@ def main(argv: list[str] | None = None) -> int:
     threads = asked.threads or max(1, (os.cpu_count() or 1) // asked.jobs)
     failed = 0 if asked.table else fill(jobs, asked.results, at_once=asked.jobs, threads=threads, keep=asked.keep)
     keys = {job.key for job in jobs}
-    print("\n" + table(rows, [run for run in read(asked.results) if _key(run) in keys]))
+    there = [run for run in read(asked.results) if _key(run) in keys]
+    print("\n" + table(rows, there))
+    if asked.page:
+        asked.page.write_text(page(rows, there), encoding="utf-8")
     return 1 if failed else 0
 
 

@@ -81,7 +81,7 @@ ROWS = (
 def table(rows: Sequence[Row], runs: Sequence[Line]) -> str:
     """Every row with its runs, in Markdown, and what it says of them."""
     head = ("row", "runs", "iterations", "queries", "rows forward / backward", "seconds", "change (SD)", "control (SD)")
-    head += ("count", "colour", "shape", "verdict")
+    head += ("count", "colour", "shape", "diversity", "verdict")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     notes: list[str] = []
     for row in rows:
@@ -96,7 +96,7 @@ def _cells(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[
     yield row.name
     yield f"{len(runs)} + {len(control)}"
     if not runs:
-        yield from ["-"] * 9
+        yield from ["-"] * 10
         yield "not run yet"
         return
     seconds = statistics.median(run["seconds"] for run in runs)
@@ -109,7 +109,44 @@ def _cells(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[
     for name in ("count", "colour", "shape"):
         before, after = (_mean([run["curve"][k][f"oracle_{name}"] for run in runs]) for k in (0, -1))
         yield f"{100 * before:.1f} -> {100 * after:.1f}"
-    yield verdict(runs, control)
+    yield _diversity(runs)
+    waiting = row.control and len(control) < row.seeds
+    yield verdict(runs, control) + (", controls still to be run" if waiting else "")
+
+
+def _diversity(runs: Sequence[Line]) -> str:
+    """Mean over the runs that measured it, before and after."""
+    ends = [[run["curve"][k].get("diversity") for k in (0, -1)] for run in runs]
+    known = [(before, after) for before, after in ends if before is not None and after is not None]
+    if len(known) < len(runs):
+        return "-"
+    return " -> ".join(f"{_mean(column):.3f}" for column in zip(*known, strict=True))
+
+
+PAGE = """# What learns: the leaderboard
+
+Every row is judged by one protocol ([benchmarks](../benchmarks/README.md)): before and after, on held-out prompts and
+fixed noise, paired, in units of the base's standard deviation over pictures; over seeds with Student's 95 % interval.
+The control is the same run with its rewards permuted within each scored batch: it knows nothing. *Learns* means:
+every seed went up, every run's own interval is clear of zero, the interval over seeds is clear of zero and of the
+control's. Count, colour and shape are what the world's oracle, which nothing trains on, reads on the same pictures,
+in per cent; diversity is the mean squared distance of a prompt's pictures. Written by `make leaderboard`, which makes
+what is missing.
+
+"""
+
+
+def page(rows: Sequence[Row], runs: Sequence[Line]) -> str:
+    """The table as a page, with what is still to be run."""
+    missing = []
+    for row in rows:
+        for control in (False, True)[: 1 + row.control]:
+            seeds = {run["seed"] for run in runs if run["row"] == row.name and run["control"] == control}
+            if empty := sorted(set(range(row.seeds)) - seeds):
+                kind = "controls" if control else "runs"
+                missing.append(f"- {row.name}: {kind} of seed {', '.join(map(str, empty))}")
+    still = "\n".join(["", "## Still to be run", "", *missing, ""]) if missing else ""
+    return PAGE + table(rows, runs).strip() + "\n" + still
 
 
 def verdict(runs: Sequence[Line], control: Sequence[Line]) -> str:
