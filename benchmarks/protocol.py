@@ -9,7 +9,7 @@ from typing import Any
 
 Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 HELD_OUT = {"prompts": "shapes_heldout", "count": 32, "images_per_prompt": 4, "steps": 20, "guidance": 3.0}
-SHORT = {"images": 32, "steps": 10, "guidance": 3.0, "learning_rate": 1e-3, "iterations": 25}
+SHORT = {"images": 32, "steps": 10, "guidance": 1.0, "learning_rate": 3e-3, "iterations": 40}
 FALL, DEVIATIONS, POINTS = 0.15, 0.8, 5.0  # of the demo: share of the mean, SD of the base, points of the oracle
 
 
