@@ -72,7 +72,7 @@ class Table:
 
     def json(self) -> str:
         """Everything; JSON has no NaN: it becomes null."""
-        return json.dumps(_plain(asdict(self)), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(plain(asdict(self)), indent=1, ensure_ascii=False) + "\n"
 
     def csv(self) -> str:
         """A line a model and score."""
@@ -160,11 +160,12 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For JSON: intervals by their ends' names, and no NaN: it becomes null."""
     if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: plain(part) for key, part in value.items()}
     if isinstance(value, Interval):
-        return _plain(value._asdict())
+        return plain(value._asdict())
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -129,7 +129,7 @@ def refuse_change(resolved: Resolved, config_file: Path, dashes: str) -> None:
     if not config_file.is_file():
         return
     before = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    for path, value in _leaves(resolved.tree):
+    for path, value in leaves(resolved.tree):
         part, _, setting = path.partition(".")
         if part not in (*FIXED, *JUDGED) or setting in ("learning_rate", "iterations", "weight_decay", "every"):
             continue
@@ -154,7 +154,7 @@ def show(
     """Prints settings with their origins, the arithmetic, and what it needs of memory."""
     console = Console(highlight=False, soft_wrap=True)
     settings = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for path, value in _leaves(tree):
+    for path, value in leaves(tree):
         by = origin.get(path, "")
         if path.startswith("algorithm.") or by not in ("default", ""):
             settings.add_row(path, _short(value), f"[dim]{by}[/dim]")
@@ -174,10 +174,11 @@ def show(
         console.print(note)
 
 
-def _leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in a tree that has no parts."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{at}{key}.")
+            yield from leaves(value, f"{at}{key}.")
         else:
             yield f"{at}{key}", value
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tastemaker import config, folder, planning
+from tastemaker.comparison import plain
 from tastemaker.evaluation.statistics import Interval, over_seeds
 from tastemaker.layers import put
 from tastemaker.outcome import Run
@@ -223,14 +224,4 @@ def summaries(made: Sequence[Made]) -> list[Summary]:
 def as_json(target: str, made: Sequence[Made]) -> str:
     """Every run with its curve, and every variant over its seeds."""
     found = {"target": target, "variants": [asdict(one) for one in summaries(made)], "runs": [asdict(m) for m in made]}
-    return json.dumps(_plain(found), indent=1, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, Interval):
-        return _plain(value._asdict())
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and value != value else value
+    return json.dumps(plain(found), indent=1, ensure_ascii=False) + "\n"

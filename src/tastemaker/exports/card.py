@@ -14,6 +14,7 @@ import yaml
 from tastemaker import __version__, config, manual
 from tastemaker.exports.finished import Finished
 from tastemaker.folder import write_text
+from tastemaker.planning import leaves
 from tastemaker.policy.hub import MOVED
 from tastemaker.policy.load import BUILT_IN
 from tastemaker.policy.single_file import SUFFIX
@@ -184,7 +185,7 @@ def _prompts(found: Any) -> dict[str, Any]:
 
 def _table(run: Finished) -> Iterator[tuple[str, Any, str]]:
     """(setting, value, who set it) of the algorithm, and of the run what somebody chose."""
-    for path, value in _leaves(run.settings):
+    for path, value in leaves(run.settings):
         by = run.origins.get(path, "")
         chosen = path in ALWAYS or by not in ("default", "") or path.startswith("algorithm.")
         if chosen and path not in ("algorithm.name", "resolved") and not path.startswith(PLACES):
@@ -196,14 +197,6 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) if len(str(value)) <= 80 else f"{len(value)} of them"
     return "none" if value is None or value == "" else str(value)
-
-
-def _leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
 
 
 def _judged(run: Finished) -> dict[str, Any]:
