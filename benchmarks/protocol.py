@@ -42,8 +42,8 @@ MORE = HELD_OUT | {"images_per_prompt": 8}  # 256 pictures
 ROWS = (
     _short("ddpo", "jpeg_compressibility", updates=4),
     _short("ddpo", "jpeg_incompressibility", updates=4),
-    _short("reinforce", "jpeg_compressibility", updates=1),
-    _short("reinforce", "jpeg_incompressibility", updates=1),
+    _short("reinforce", "jpeg_compressibility", updates=1, learning_rate=1e-3),
+    _short("reinforce", "jpeg_incompressibility", updates=1, learning_rate=1e-3),
     Row(
         "ddpo-alignment",
         "long",
