@@ -14,11 +14,10 @@ from rich.table import Table as Shown
 
 from tastemaker.evaluation.diversity import compare as compare_diversity
 from tastemaker.evaluation.evaluate import Trial, Verdict, compare
-from tastemaker.evaluation.statistics import Interval, over_seeds
+from tastemaker.evaluation.statistics import FEW, Interval, over_seeds
 from tastemaker.subjects import Subject
 
 DIVERSITY = "diversity"
-FEW = 20  # prompts, below which a bootstrap interval is too narrow
 APART = ("seed", "output_dir", "hub_model_id", "device", "report_to")  # settings in which runs over seeds may differ
 
 

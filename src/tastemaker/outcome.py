@@ -12,6 +12,7 @@ import yaml
 from tastemaker import devices
 from tastemaker.exports.diffusers import LORA, PIPELINE
 from tastemaker.folder import CONFIG
+from tastemaker.results import EVALUATIONS
 from tastemaker.rewards import named
 from tastemaker.training.lines import read_lines
 from tastemaker.training.record import METRICS
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from tastemaker.comparison import Score
     from tastemaker.prompts.prompts import PromptSource
     from tastemaker.rewards.reward import NamedReward
-
-EVALUATIONS = "evaluations.jsonl"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from tastemaker.evaluation.diversity import Diversity
 from tastemaker.evaluation.diversity import compare as compare_diversity
 from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
-from tastemaker.evaluation.statistics import bootstrap
+from tastemaker.evaluation.statistics import FEW, bootstrap
 from tastemaker.reports.curve import learning_curve
 from tastemaker.reports.pictures import grid
 from tastemaker.reports.trackers import Trackers
@@ -24,7 +24,6 @@ from tastemaker.training.record import METRICS
 from tastemaker.training.samples import Samples
 
 EVALUATIONS = "evaluations.jsonl"
-FEW = 20  # prompts, below which a bootstrap interval is too narrow
 SHOWN = 8  # pictures of an evaluation that are kept, and stand in before_after.png
 
 

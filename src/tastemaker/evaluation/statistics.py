@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 Numbers = NDArray[np.float64]
 
 RESAMPLES = 10_000
+FEW = 20  # prompts, below which a percentile interval is too narrow
 _AT_ONCE = 2_000_000  # drawn prompts held in memory at a time
 
 

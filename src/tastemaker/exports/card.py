@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tastemaker import __version__, config, manual
+from tastemaker.evaluation.statistics import FEW
 from tastemaker.exports.finished import Finished
 from tastemaker.folder import write_text
 from tastemaker.planning import leaves
@@ -32,7 +33,6 @@ SETTERS |= {"flag": "the user", "recipe config": "config.yaml"}  # of a run that
 PLACES = ("output_dir", "device", "push_to_hub", "hub_model_id", "report_to")  # of the machine, not of the model
 ALWAYS = ("seed", "lora.rank", "mixed_precision")  # said even where nobody chose them
 SHOWN = 3  # prompts of a list
-FEW = 20  # prompts, below which a percentile interval is too narrow
 
 
 class Plain(str):
