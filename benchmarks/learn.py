@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from protocol import ROWS, Row, page, table
 
 HERE = Path(__file__).resolve().parent
@@ -80,10 +81,11 @@ def jobs_of(
     """All runs of the rows, the control of a seed right after its run."""
     from tastemaker.config import recipes
 
-    mark = model_mark(model)
+    weights = model_mark(model)
     for row in rows:
-        recipe = recipes()[row.target].read_text(encoding="utf-8") if row.target in recipes() else ""
-        described = json.dumps([row.settings(overrides), recipe, mark], sort_keys=True)
+        recipe = yaml.safe_load(recipes()[row.target].read_text(encoding="utf-8")) if row.target in recipes() else {}
+        algorithm = recipe["algorithm"]["name"] if recipe else row.target
+        described = json.dumps([row.settings(overrides), recipe, weights, brought(model, algorithm)], sort_keys=True)
         digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
         for seed in seeds or range(row.seeds):
             for control in (False, True)[: 1 + row.control]:
@@ -91,16 +93,26 @@ def jobs_of(
 
 
 def model_mark(model: str) -> str:
-    """A digest of the model's weights and of the settings that it brings."""
+    """A digest of the model's weights."""
     from tastemaker.policy.load import folder
 
     place = folder(model)
     if place is None:
         return model
     found = hashlib.blake2b(digest_size=6)
-    for file in [*sorted(place.glob("*/*.safetensors")), *place.glob("tastemaker.json")]:
+    for file in sorted(place.glob("*/*.safetensors")):
         found.update(file.read_bytes())
     return found.hexdigest()
+
+
+def brought(model: str, algorithm: str) -> list[Any]:
+    """What of the settings the model itself brings: its defaults, and those for this algorithm."""
+    from tastemaker.config import model_defaults
+    from tastemaker.policy.load import folder
+
+    place = folder(model)
+    own = model_defaults(place) if place else {}
+    return [own.get("defaults"), own.get("algorithms", {}).get(algorithm)]
 
 
 def alone(job: Job, folder: Path, threads: int) -> dict[str, Any]:
