@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check test-browser test-gpu leaderboard
+.PHONY: help install demo test check test-browser test-gpu leaderboard lessons
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
@@ -34,6 +34,9 @@ check: $(READY)  ## format, lint and types, then the tests
 ROWS ?= all
 leaderboard: $(READY)  ## make the runs of the learning protocol that are missing (hours), and write docs/leaderboard.md
 	$(BIN)/python benchmarks/learn.py --row $(ROWS) --jobs 2 --page docs/leaderboard.md
+
+lessons: $(READY)  ## make the sweeps of docs/lessons.md that are missing (hours), and write its plots and numbers
+	$(BIN)/python benchmarks/lessons.py
 
 # pytest's exit code 5: there is no such test
 test-browser: $(READY)  ## the tests that need a browser

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 import tastemaker
-from tastemaker import config, devices, planning
+from tastemaker import config, devices, memory, planning
+from tastemaker.build import attribute
 from tastemaker.policy.policy import Exportable
+from tastemaker.policy.weights import LoRA
 from tastemaker.preparation import load_policy
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import named
@@ -34,6 +36,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 HALVES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BATCHES = (16, 32, 64, 128, 256)  # rows a call that are tried for the network alone
+GRADIENTS = ("draft", "alignprop", "refl", "drtune", "grad_copy")  # algorithms that differentiate the reward
+CHAIN = "draft_chain"  # DRaFT through every step
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -73,6 +77,18 @@ def write_result(name: str, found: Mapping[str, Any], folder: Path = RESULTS) ->
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     return path
+
+
+def algorithm_of(name: str, settings: Mapping[str, Any]) -> Any:
+    """The algorithm of this name, or CHAIN, with these settings."""
+    more = {"k": settings["steps"]} if name == CHAIN else {}
+    made = attribute(config.algorithms()["draft" if name == CHAIN else name])
+    return made(**settings, **more)
+
+
+def reward_for(algorithm: Any) -> str:
+    """A reward that costs next to nothing."""
+    return "brightness" if algorithm.differentiates else "jpeg_compressibility"
 
 
 def training(
@@ -115,6 +131,22 @@ def training(
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl so far."""
     return read_lines(folder / METRICS)
+
+
+def estimate(run: Training, model: str, precision: str, checkpointing: bool, *, cuda: bool = True) -> memory.Memory:
+    """What the plan says of a run's memory before anything is loaded."""
+    depth = run.algorithm.calls(range(run.plan.steps)).depth if run.algorithm.differentiates else 0
+    setup = memory.Setup(
+        model=model,
+        lora=LoRA(),
+        mixed_precision=precision,
+        guided=run.plan.guided,
+        micro_batch=run.plan.micro_batch,
+        sampling_batch=run.plan.sampling_batch,
+        gradient_checkpointing=checkpointing,
+        depth=depth,
+    )
+    return memory.estimate(setup, cuda=cuda)
 
 
 @dataclass(frozen=True)

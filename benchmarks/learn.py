@@ -29,31 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from controls import Permuted, Signed
 from protocol import ROWS, Row, page, table
 
 HERE = Path(__file__).resolve().parent
 ORACLE = "shapes_alignment"  # its parts are what the world's oracle reads: 1 where it is as the caption asks
-OWN = ("target", "fields")  # of a row's settings, what is no setting of a run
-CHECKED = 4  # pictures of the reward's contract check, which would find fault with a permuted reward
-
-
-class Permuted:
-    """The control: a reward whose numbers go to other pictures of the same scored batch. It knows nothing.
-
-    Call k of a run is permuted by the key (seed, "control", k): calls come in order, because one thread scores.
-    """
-
-    def __init__(self, reward: Any, seed: int) -> None:
-        self.name, self.reward, self.seed, self.calls = f"permuted_{reward.name}", reward, seed, 0
-
-    def __call__(self, images: Any, prompts: Any) -> Any:
-        from tastemaker.process.noise import Key
-
-        value = self.reward(images, prompts).value
-        if len(images) <= CHECKED:
-            return value
-        self.calls += 1
-        return value[Key(self.seed, "control").permutation(len(images), "rewards", self.calls)]
+OWN = ("target", "fields", "judge")  # of a row's settings, what is no setting of a run
 
 
 @dataclass(frozen=True)
@@ -141,20 +122,23 @@ def train(job: Job, folder: Path) -> None:
     """`tastemaker.train` with the row's settings."""
     import tastemaker
     from tastemaker.build import attribute, build
-    from tastemaker.config import algorithms
+    from tastemaker.config import algorithm_of, algorithms
     from tastemaker.rewards import named
 
     name, given, reward = job.row.target, job.row.fields, job.row.reward
     settings = job.row.settings(job.overrides) | {
         "model": job.model,
         "seed": job.seed,
-        "reward": Permuted(named(reward), job.seed) if job.control else reward,
-        "held_out_rewards": list(dict.fromkeys([reward, ORACLE])),
+        "reward": reward,
+        "held_out_rewards": list(dict.fromkeys([job.row.judged, ORACLE])),
         "output_dir": str(folder),
         "device": "cpu",
         "save_samples": 0,
         "checkpointing_steps": 0,
     }
+    if job.control:
+        differentiates = attribute(algorithms()[algorithm_of(name)]).differentiates
+        settings["reward"] = (Signed if differentiates else Permuted)(named(reward), job.seed)
     algorithm = build(attribute(algorithms()[name]), given) if given else name
     tastemaker.train(algorithm=algorithm, **{key: value for key, value in settings.items() if key not in OWN})
 
@@ -166,8 +150,9 @@ def summary(job: Job, folder: Path) -> dict[str, Any]:
     from tastemaker.training.lines import read_lines
 
     judged, metrics = read_lines(folder / "evaluations.jsonl"), read_lines(folder / "metrics.jsonl")
-    last = judged[-1]["change"][job.row.reward]
-    curve = [_point(row, metrics, job.row.reward) for row in judged]
+    judge = job.row.judged
+    last = judged[-1]["change"][judge]
+    curve = [_point(row, metrics, judge) for row in judged]
     return {
         "row": job.row.name,
         "seed": job.seed,
@@ -179,8 +164,9 @@ def summary(job: Job, folder: Path) -> dict[str, Any]:
         "rows_backward": curve[-1]["rows_backward"],
         "seconds": curve[-1]["seconds"],
         "mismatch": max(row["updates"][0].get("mismatch", 0.0) for row in metrics),
+        "judge": judge,
         "change": {"sd": last["deviations"], "mean": last["mean"], "low": last["low"], "high": last["high"]},
-        "reward": [judged[k]["reward"][job.row.reward]["mean"] for k in (0, -1)],
+        "reward": [judged[k]["reward"][judge]["mean"] for k in (0, -1)],
         "pictures": judged[-1]["pictures"],
         "training": [row["reward"].get("mean") for row in metrics],
         "curve": curve,

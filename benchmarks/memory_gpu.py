@@ -5,6 +5,10 @@ folder in half precision (2.1 GB) and goes through DDPO iterations with LoRA at 
 and without gradient checkpointing, each case in a process of its own. Beside each other: the peak that torch measures
 and the one that `tastemaker.memory` estimates, seconds of an iteration and of its network rows alone, and `mismatch`,
 the largest log-ratio before the first update. Random weights need the same memory and time as trained ones.
+
+`--algorithm draft,alignprop,...` takes algorithms that differentiate the reward instead, in bf16 with and without
+gradient checkpointing; draft_chain is DRaFT through all steps. Every step that is differentiated keeps its activations:
+a case that has more of them than the GPU has room for says so and goes by.
 """
 
 from __future__ import annotations
@@ -15,12 +19,26 @@ import multiprocessing
 import string
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import RESULTS, Network, fastest, machine, metrics, training, write_result
+from harness import (
+    CHAIN,
+    GRADIENTS,
+    RESULTS,
+    Network,
+    algorithm_of,
+    estimate,
+    fastest,
+    machine,
+    metrics,
+    reward_for,
+    training,
+    write_result,
+)
 
 from tastemaker.policy.load import quiet
 
@@ -58,12 +76,16 @@ class Case(NamedTuple):
 
     precision: str
     checkpointing: bool
+    algorithm: str
 
     def __str__(self) -> str:
-        return f"{self.precision}{', gradient checkpointing' if self.checkpointing else ''}"
+        return f"{self.algorithm}, {self.precision}{', gradient checkpointing' if self.checkpointing else ''}"
 
 
-CASES = tuple(Case(precision, checkpointing) for precision in ("bf16", "fp16") for checkpointing in (False, True))
+def cases(algorithms: Sequence[str]) -> list[Case]:
+    """Both half precisions of DDPO, one of all others: how many calls are held at once makes their difference."""
+    precisions = {name: ("bf16", "fp16") if name == "ddpo" else ("bf16",) for name in algorithms}
+    return [Case(one, again, name) for name in algorithms for one in precisions[name] for again in (False, True)]
 
 
 def save(folder: Path, device: str, small: bool = False) -> int:
@@ -134,12 +156,12 @@ class Between:
 
 def measure(folder: Path, case: Case, device: str, steps: int) -> dict[str, Any]:
     """One case, in a process of its own."""
-    from tastemaker.algorithms.ddpo import DDPO
-
-    algorithm = DDPO(images=IMAGES, steps=steps, updates=UPDATES, guidance=5.0, iterations=ITERATIONS)
+    updates = UPDATES if case.algorithm == "ddpo" else 1
+    made = {"images": IMAGES, "steps": steps, "updates": updates, "guidance": 5.0, "iterations": ITERATIONS}
+    algorithm = algorithm_of(case.algorithm, made)
     settings = {
         "model": str(folder),
-        "reward": "jpeg_compressibility",
+        "reward": reward_for(algorithm),
         "prompts": ["a cat", "a dog", "a bird", "a fish"],
         "device": device,
         "mixed_precision": case.precision,
@@ -149,62 +171,70 @@ def measure(folder: Path, case: Case, device: str, steps: int) -> dict[str, Any]
     between = Between(torch.device(device))
     with tempfile.TemporaryDirectory() as place:
         run, policy = training(algorithm, settings, Path(place), between)
-        run.train()
+        memory = estimate(run, str(folder), case.precision, case.checkpointing)
+        lines = [line._asdict() for line in memory.lines]
+        found = {"case": str(case), "estimate": {"peak": memory.peak, "needed": memory.needed, "lines": lines}}
+        try:
+            run.train()
+        except ValueError as error:
+            if "out of memory" not in str(error):
+                raise
+            return found | {"failed": str(error)}
         rows = metrics(Path(place))
-    network = Network.of(policy, case.precision)  # after the run: it takes the text encoder to the device
+    best = min(range(1, ITERATIONS), key=lambda k: between.seconds[k])
+    found |= {"peak": max(between.peaks), "seconds": between.seconds[best], "images": IMAGES}
+    found |= {"skipped": sum(update["skipped"] for row in rows for update in row["updates"])}
+    found |= {"metrics": [row["seconds"] for row in rows]}
+    calls = rows[best]["network_calls"]
+    drawn = {"forward": calls["rows_forward"] - calls["rows_backward"], "both": calls["rows_backward"]}
+    if not algorithm.differentiates:
+        found["mismatch"], found["clip"] = max(row["updates"][0]["mismatch"] for row in rows), algorithm.clip
+        found["renewed"] = rows[0]["network_calls"]["rows_forward"] > run.plan.sampling_rows + run.plan.learning_rows
+        drawn = {"forward": run.plan.sampling_rows, "both": run.plan.learning_rows}
+    alone = network_alone(Network.of(policy, case.precision), **drawn)  # now: it takes the text encoder to the device
+    over = {name: found["seconds"] / one["seconds"] for name, one in alone.items()}
+    return found | {"rows": drawn, "alone": alone, "over_network": over}
+
+
+def network_alone(network: Network, *, forward: int, both: int) -> dict[str, Any]:
+    """Seconds of so many rows in the run's calls, and in the best."""
     alone = {}
     for name, batches in (("same calls", (2,)), ("best calls", (2, 4, 8, 16))):
-        forward = fastest([network], run.plan.sampling_rows, learn=False, batches=batches)
-        both = fastest([network], run.plan.learning_rows, learn=True, batches=batches)
-        alone[name] = {"seconds": forward.seconds() + both.seconds(), "calls": [str(forward), str(both)]}
-    seconds = min(between.seconds[1:])
-    return {
-        "case": str(case),
-        "peak": max(between.peaks),
-        "estimate": estimate(folder, case),
-        "seconds": seconds,
-        "over_network": {name: seconds / found["seconds"] for name, found in alone.items()},
-        "alone": alone,
-        "mismatch": max(row["updates"][0]["mismatch"] for row in rows),
-        "renewed": rows[0]["network_calls"]["rows_forward"] > run.plan.sampling_rows + run.plan.learning_rows,
-        "skipped": sum(update["skipped"] for row in rows for update in row["updates"]),
-        "clip": algorithm.clip,
-        "metrics": [row["seconds"] for row in rows],
-    }
-
-
-def estimate(folder: Path, case: Case) -> dict[str, Any]:
-    """What the plan says before anything is loaded."""
-    from tastemaker import memory
-    from tastemaker.policy.weights import LoRA
-
-    setup = memory.Setup(
-        model=folder,
-        lora=LoRA(),
-        mixed_precision=case.precision,
-        micro_batch=1,
-        sampling_batch=1,
-        gradient_checkpointing=case.checkpointing,
-    )
-    found = memory.estimate(setup)
-    return {"peak": found.peak, "needed": found.needed, "lines": [line._asdict() for line in found.lines]}
+        kinds = [
+            fastest([network], rows, learn=learn, batches=batches)
+            for rows, learn in ((forward, False), (both, True))
+            if rows
+        ]
+        alone[name] = {"seconds": sum(kind.seconds() for kind in kinds), "calls": list(map(str, kinds))}
+    return alone
 
 
 def show(found: dict[str, Any]) -> bool:
-    """One case in words; whether its peak is as estimated and below what is published."""
-    peak, expected = found["peak"], found["estimate"]["peak"]
+    """One case in words; whether its peak is as estimated and, where that is published, below what is."""
+    expected = found["estimate"]["peak"]
     print(f"\n{found['case']}")
+    if "failed" in found:
+        print(f"  {found['failed']}\n  estimate {expected / 1e9:.2f} GB")
+        return expected > torch.cuda.get_device_properties(0).total_memory
+    peak, near, below = found["peak"], True, True
     if peak:
-        near, below = abs(peak / expected - 1) <= WITHIN, peak < PUBLISHED
+        near = abs(peak / expected - 1) <= WITHIN
         print(f"  peak {peak / 1e9:.2f} GB, estimate {expected / 1e9:.2f} GB ({peak / expected:.2f} of it)", end="")
-        print(f" - {'yes' if near else 'NO'}; below {PUBLISHED / 1e9:.0f} GB - {'yes' if below else 'NO'}")
+        print(f" - {'yes' if near else 'NO'}")
+        if "clip" in found:
+            below = peak < PUBLISHED
+            print(f"  below {PUBLISHED / 1e9:.0f} GB - {'yes' if below else 'NO'}")
     else:
-        near = below = True
         print(f"  no GPU, so no peak; estimate {expected / 1e9:.2f} GB")
     same, best = found["over_network"].values()
-    print(f"  an iteration {found['seconds']:.2f} s: {same:.2f} x its rows alone, {best:.2f} x them in the best calls")
-    print(f"  mismatch {found['mismatch']:.1e}, a clip of {found['clip']:.0e}; {found['skipped']:.0f} updates skipped")
-    if found["renewed"]:
+    print(
+        f"  an iteration {found['seconds']:.2f} s, {found['seconds'] / found['images']:.2f} s an image: {same:.2f} x ",
+        end="",
+    )
+    print(f"its rows alone, {best:.2f} x them in the best calls; {found['skipped']:.0f} updates skipped")
+    if "clip" in found:
+        print(f"  mismatch {found['mismatch']:.1e}, a clip of {found['clip']:.0e}")
+    if found.get("renewed"):
         print("  old log-probabilities were taken again in the layout of learning")
     return near and below
 
@@ -212,9 +242,13 @@ def show(found: dict[str, Any]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tiny network on the CPU, to try this file")
+    parser.add_argument("--algorithm", default="ddpo", help="some of ddpo, draft_chain, " + ", ".join(GRADIENTS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
-    device, steps = ("cpu", 2) if asked.small else ("cuda", STEPS)
+    algorithms = asked.algorithm.split(",")
+    if unknown := set(algorithms) - {"ddpo", CHAIN, *GRADIENTS}:
+        parser.error(f"--algorithm {', '.join(sorted(unknown))}: known are ddpo, {CHAIN}, {', '.join(GRADIENTS)}.")
+    device, steps = ("cpu", 5) if asked.small else ("cuda", STEPS)
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --small tries the file on the CPU.")
     spawn = multiprocessing.get_context("spawn")
@@ -224,11 +258,11 @@ def main(argv: list[str] | None = None) -> int:
         if device == "cuda":
             torch.cuda.empty_cache()
         found, good = [], True
-        for case in CASES:
+        for case in cases(algorithms):
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:  # memory of one case must not count for the next
                 found.append(pool.submit(measure, Path(place), case, device, steps).result())
             good &= show(found[-1])
-    result = {"benchmark": "memory_gpu", "unet": count, "steps": steps, "images": IMAGES, "updates": UPDATES}
+    result = {"benchmark": "memory_gpu", "unet": count, "steps": steps, "images": IMAGES}
     if asked.small:
         print(json.dumps(result | {"cases": len(found)}))
     else:

@@ -1,4 +1,4 @@
-"""One DDPO iteration against TRL's, in pairs:  python benchmarks/peers_trl.py --trl ENV/bin/python
+"""One iteration against TRL's, in pairs:  python benchmarks/peers_trl.py --trl ENV/bin/python [--trainer alignprop]
 
 TRL is run in an environment of its own, never in the project's:
 
@@ -6,159 +6,39 @@ TRL is run in an environment of its own, never in the project's:
     ENV/bin/pip install "torch==2.13.0" "trl==0.22.2" "diffusers==0.35.2" "transformers==4.57.6" "peft<0.18" \
         "accelerate<1.12" pillow
 
-Two processes live as long as the benchmark, each holding the same model folder; on a word through a pipe one of them
-does one iteration (64 images x 20 steps with guidance, JPEG reward, two updates) while the other waits. They alternate,
-and who begins alternates too. Both have all cores and choose their own number of threads.
+Two processes (`peers_sides.py`) live as long as the benchmark, each holding the same model folder; on a word through a
+pipe one of them does one iteration while the other waits. They alternate, and who begins alternates too. Both have all
+cores and choose their own number of threads.
+
+ddpo: 64 images x 20 steps with guidance, JPEG reward, two updates.
+alignprop: 32 images x 20 steps with guidance, mean brightness as reward, one update. `--truncation per_step` is a coin
+for every step, TRL's default and our `truncation: per_step`; `fixed` differentiates the last step alone on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-GOAL = 1.00
+from peers_sides import Settings
+
+GOALS = {"ddpo": 1.00, "alignprop": 0.50}
+IMAGES = {"ddpo": 64, "alignprop": 32}
 HERE = Path(__file__).resolve().parent
-
-
-# ---- the two sides, each in its own process
-
-
-def protocol() -> Callable[[dict[str, Any]], None]:
-    """How a worker answers: JSON lines on what was its stdout. Whatever else is printed goes to stderr from now on.
-
-    An answer returns when the next word has come; the end of the words ends the process.
-    """
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(found: dict[str, Any]) -> None:
-        out.write(json.dumps(found) + "\n")
-        out.flush()
-        if not sys.stdin.readline():
-            raise SystemExit(0)
-
-    return answer
-
-
-def work_ours(asked: argparse.Namespace) -> None:
-    """Our iterations, one a word."""
-    answer = protocol()
-    from harness import machine, metrics, training
-
-    from tastemaker.algorithms.ddpo import DDPO
-
-    folder = Path(asked.folder)
-    settings = {
-        "model": asked.model,
-        "reward": "jpeg_compressibility",
-        "prompts": json.loads((folder / "prompts.json").read_text(encoding="utf-8")),
-        "device": "cpu",
-    }
-    algorithm = DDPO(
-        images=asked.images,
-        steps=asked.steps,
-        updates=2,
-        guidance=3.0,
-        learning_rate=1e-3,
-        iterations=asked.iterations,
-    )
-    began = 0.0
-
-    def between(k: int) -> None:
-        nonlocal began
-        seconds = time.perf_counter() - began
-        if k:
-            answer({"seconds": seconds, "reward": metrics(folder / "ours")[-1]["reward"]["mean"]})
-        else:
-            answer({"ready": machine()})
-        began = time.perf_counter()
-
-    (folder / "ours").mkdir()
-    run, _ = training(algorithm, settings, folder / "ours", between)
-    run.train()
-
-
-def work_trl(asked: argparse.Namespace) -> None:
-    """TRL's iterations, one a word. Runs in TRL's environment, without ours."""
-    answer = protocol()
-    import accelerate
-    import diffusers
-    import torch
-    import transformers
-    import trl
-
-    accelerate.PartialState()  # TRL's own warning about missing LoRA weights goes through a logger that needs it
-    folder = Path(asked.folder)
-    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    rewards: list[float] = []
-
-    def judge(images: Any, texts: Any, metadata: Any) -> tuple[Any, dict[str, Any]]:
-        sizes = torch.tensor([-kilobytes(image) for image in images])
-        rewards.extend(sizes.tolist())
-        return sizes, {}
-
-    pipeline = trl.DefaultDDPOStableDiffusionPipeline(asked.model, use_lora=True)
-    config = trl.DDPOConfig(
-        num_epochs=asked.iterations,
-        save_freq=10**9,  # its default fails at the first save
-        mixed_precision="no",
-        sample_num_steps=asked.steps,
-        sample_guidance_scale=3.0,
-        sample_batch_size=asked.images // 2,
-        sample_num_batches_per_epoch=2,
-        train_batch_size=asked.images // 4,
-        train_gradient_accumulation_steps=2,
-        train_learning_rate=1e-3,
-        train_cfg=True,
-        seed=0,
-        log_with=None,
-        project_kwargs={"project_dir": str(folder / "trl")},
-    )
-    random.seed(0)
-    trainer = trl.DDPOTrainer(config, judge, lambda: (random.choice(prompts), {}), pipeline)
-    trainer.accelerator.log = lambda *values, **words: None  # without a tracker it has nowhere to write to
-    pipeline.set_progress_bar_config(disable=True)
-    dtypes = {str(p.dtype) for p in [*pipeline.unet.parameters(), *pipeline.vae.parameters()]}
-    assert dtypes == {"torch.float32"}, dtypes
-    versions = {module.__name__: module.__version__ for module in (torch, trl, diffusers, transformers, accelerate)}
-    answer({"ready": {**versions, "threads": torch.get_num_threads()}})
-    step = 0
-    for epoch in range(asked.iterations):
-        began, first = time.perf_counter(), len(rewards)
-        step = trainer.step(epoch, step)
-        answer({"seconds": time.perf_counter() - began, "reward": statistics.mean(rewards[first:])})
-
-
-def kilobytes(image: Any) -> float:
-    """What a picture `[3,H,W]` in [0, 1] takes as a JPEG, quality 95: the reward of both sides."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    levels = (image.float() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(levels).save(buffer, format="JPEG", quality=95)
-    return buffer.tell() / 1000
-
-
-# ---- the one who compares
 
 
 class Worker:
     """One side: a process that does an iteration on a word."""
 
-    def __init__(self, name: str, python: str, arguments: Sequence[str], folder: Path) -> None:
-        self.name, self.log = name, folder / f"{name}.log"
-        command = [python, str(HERE / "peers_trl.py"), "--worker", name, *arguments]
+    def __init__(self, name: str, python: str, settings: Settings) -> None:
+        self.name, self.log = name, Path(settings.folder) / f"{name}.log"
+        command = [python, str(HERE / "peers_sides.py"), name, json.dumps(settings._asdict())]
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
@@ -209,24 +89,13 @@ def compare(asked: argparse.Namespace) -> int:
     model = model_folder(asked.model)
     if model is None:
         raise SystemExit(f"--model {asked.model}: a built-in model or a folder is needed, TRL reads it from there.")
+    images = asked.images or IMAGES[asked.trainer]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / "prompts.json").write_text(json.dumps(train()), encoding="utf-8")
-        arguments = [
-            "--model",
-            str(model),
-            "--folder",
-            place,
-            "--images",
-            str(asked.images),
-            "--steps",
-            str(asked.steps),
-        ]
+        (Path(place) / "prompts.json").write_text(json.dumps(train()), encoding="utf-8")
         # the first is a warm-up; the last, which would write our checkpoint, is never asked for
-        arguments += ["--iterations", str(asked.pairs + 2)]
-        workers = [
-            Worker(name, python, arguments, folder) for name, python in (("ours", sys.executable), ("trl", asked.trl))
-        ]
+        last = asked.pairs + 2
+        settings = Settings(asked.trainer, str(model), place, images, asked.steps, last, asked.truncation)
+        workers = [Worker(name, python, settings) for name, python in (("ours", sys.executable), ("trl", asked.trl))]
         found = alternate(*workers, pairs=asked.pairs)
         for worker in workers:
             worker.end()
@@ -234,40 +103,29 @@ def compare(asked: argparse.Namespace) -> int:
     ratio = statistics.median(ratios)
     sides = {name: [pair[k] for pair in found] for k, name in enumerate(("ours", "trl"))}
     for name, done in sides.items():
-        first, last = (statistics.mean(one["reward"] for one in part) for part in (done[:4], done[-4:]))
+        first, last_ = (statistics.mean(one["reward"] for one in part) for part in (done[:4], done[-4:]))
         median = statistics.median(one["seconds"] for one in done)
-        print(f"{name}: median {median:.2f} s; training reward {first:.3f} -> {last:.3f} (first and last four)")
-    print(f"median ratio ours / TRL {ratio:.3f} (goal: at most {GOAL:.2f})")
-    result = {
-        "benchmark": "peers-trl",
-        "model": asked.model,
-        "images": asked.images,
-        "steps": asked.steps,
-        "ratio": ratio,
-    }
-    result |= {"ratios": ratios, **sides, "versions": {worker.name: worker.ready for worker in workers}}
+        print(f"{name}: median {median:.2f} s; training reward {first:.3f} -> {last_:.3f} (first and last four)")
+    print(f"median ratio ours / TRL {ratio:.3f} (goal: at most {GOALS[asked.trainer]:.2f})")
+    truncation = {"truncation": asked.truncation} if asked.trainer == "alignprop" else {}
+    setting = {"trainer": asked.trainer, "model": asked.model, "images": images, "steps": asked.steps} | truncation
+    result = {"benchmark": "peers-trl", **setting, "ratio": ratio, "ratios": ratios, **sides}
+    result["versions"] = {worker.name: worker.ready for worker in workers}
     print(write_result("peers-trl", result | {"machine": machine()}, asked.results or RESULTS))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl", help="the python of TRL's environment")
+    parser.add_argument("--trl", required=True, help="the python of TRL's environment, made as the text above says")
+    parser.add_argument("--trainer", choices=tuple(GOALS), default="ddpo")
+    parser.add_argument("--truncation", choices=("per_step", "fixed"), default="per_step", help="of alignprop")
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--pairs", type=int, default=11)
-    parser.add_argument("--images", type=int, default=64, help="a multiple of 4")
+    parser.add_argument("--images", type=int, help="a multiple of 4; 64 of ddpo, 32 of alignprop")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--results", type=Path)
-    for internal in ("--worker", "--folder"):
-        parser.add_argument(internal, help=argparse.SUPPRESS)
-    parser.add_argument("--iterations", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args(argv)
-    if asked.worker:
-        {"ours": work_ours, "trl": work_trl}[asked.worker](asked)
-        return 0
-    if not asked.trl:
-        parser.error("--trl is needed: the python of an environment with TRL, made as the text above says.")
-    return compare(asked)
+    return compare(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ MODEL = {
     "defaults": {"steps": 10, "guidance": 3.0, "prompts": "shapes", "evaluation": {"steps": 20}},
     "algorithms": {"toy": {"images": 32, "learning_rate": 3e-3}, "other": {"images": 7}},
 }
+NAMES = ", ".join(config.algorithms())
 RUN = {"model": "shapes", "reward": "jpeg_compressibility", "prompts": "shapes"}
 
 
@@ -299,7 +300,7 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
         ("--resolution 64 --height 64", "--resolution is given beside height or width"),
         ("--overwrite --resume_from_checkpoint latest", "--overwrite empties the folder"),
         ("--checkpoints_total_limit 1", "--checkpoints_total_limit is 1; at least 2 are kept"),
-        ("--algorithm tooy", "--algorithm: 'tooy' is none of ddpo, reinforce, toy.  Did you mean `toy`?"),
+        ("--algorithm tooy", f"--algorithm: 'tooy' is none of {NAMES}, toy.  Did you mean `toy`?"),
     ],
 )
 def test_errors_begin_with_the_key_as_it_was_typed(flags: str, message: str) -> None:
@@ -342,7 +343,7 @@ def test_an_unknown_key_of_a_recipe_names_file_and_line(recipe: Callable[[str], 
         ("- a\n- b\n", "mine.yaml: a recipe is a mapping"),
         ("", "mine.yaml: a recipe is a mapping"),
         ("seed: 1\n", "mine.yaml: a recipe names its algorithm: `algorithm: NAME`, one of ddpo"),
-        ("algorithm: tooy\n", "mine.yaml:1: algorithm: 'tooy' is none of ddpo, reinforce, toy.  Did you mean `toy`?"),
+        ("algorithm: tooy\n", f"mine.yaml:1: algorithm: 'tooy' is none of {NAMES}, toy.  Did you mean `toy`?"),
         (
             "algorithm: toy\nsampler: {name: ddim}\n",
             "mine.yaml:2: sampler is not a setting of a run.  Did you mean `alg",

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 import runs
-from tastemaker import config, fitting, planning, preparation
+from tastemaker import config, fitting, flags, planning, preparation
 from tastemaker.plan import Plan
 from tastemaker.preparation import load_policy
+from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import Listed, source
 from tastemaker.rewards import PENDING
 from tastemaker.rewards import TABLE as REWARDS
+from tastemaker.sweeping import Sweep
 from tastemaker.world import World
 
 RECIPES = sorted(config.recipes())
-OURS = {"shapes_ddpo_fast"}  # no publication but this one
+LESSONS = {"lesson_clip", "lesson_decay", "lesson_lora", "lesson_prompts", "lesson_reinforce"}  # for sweeps
+SHAPES = {f"shapes_{name}" for name in ("ddpo_fast", "draft", "alignprop", "refl", "drtune", "grad_copy")}
+OURS = SHAPES | LESSONS  # no publication but this one
 FEW = {"ddpo_quickstart": 1, "ddpo_trl": 3}  # pictures an update, fewer than eight devices: published for one GPU
 
 
@@ -50,6 +56,56 @@ PUBLISHED = {
 }
 
 
+class Differentiated(NamedTuple):
+    """The same of algorithms that differentiate the reward."""
+
+    images: int
+    updates: int
+    iterations: int
+    steps: int
+    guidance: float
+    eta: float
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    live: float  # steps with a gradient, of each picture, on average
+    drawn: float  # steps without
+    own: dict[str, Any]  # settings of the algorithm
+    precision: str
+    rank: int | None  # of the LoRA; none trains the whole network
+
+
+MIXED = {"name": "uniform", "low": 0.0, "high": 1.0}
+LAST = {"name": "fixed", "k": 1}
+TARGET = {"loss_form": "target", "target": 10.0, "scale": 1.0, "coefficient": 0.01}
+MINUS = {"loss_form": "one_minus", "coefficient": 0.01}
+AVERAGE = sum(range(1, 51)) / 51 + 1 / 51  # of K ~ U(0, 50), where 0 is the last step, too
+SOME, ONE = (AVERAGE, 50 - AVERAGE), (1, 49)
+GRADIENTS = {
+    name: Differentiated(256, 2, epochs, 50, 7.5, 0.0, 1e-3, 0.1, 5.0, *calls, loss | {"truncation": cut}, "fp16", 4)
+    for name, epochs, calls, cut, loss in (
+        ("alignprop_aesthetic", 7, SOME, MIXED, TARGET),
+        ("alignprop_aesthetic_k1", 7, ONE, LAST, TARGET),
+        ("alignprop_hps", 200, SOME, MIXED, MINUS),
+        ("alignprop_hps_k1", 200, ONE, LAST, MINUS),
+    )
+} | {
+    # the base's prediction of the last step is one more without a gradient
+    "draft_plus_pickscore": Differentiated(
+        *(16, 1, 10_000, 50, 7.5, 0.0, 1e-4, 0.0, 10.0, 1, 50, {"k": 1, "kl": 0.2, "copies": 0}, "bf16", 32)
+    ),
+    "refl_imagereward": Differentiated(
+        *(64, 1, 100, 40, 1.0, 1.0, 1e-5, 0.01, 1.0, 1, 34.5, {"threshold": 2.0, "scale": 1e-3}, "fp16", None)
+    ),
+}
+
+
+def fetched(prompts: Any) -> bool:
+    """Whether prompts come from a file or the hub, not with the package."""
+    name = str(prompts["name"] if isinstance(prompts, dict) else prompts)
+    return name.startswith(hub.PREFIX) or Path(name).suffix in files.READERS
+
+
 class Apart(World):
     """One of several devices whose others are not there: a dry run asks them for nothing."""
 
@@ -58,6 +114,7 @@ class Apart(World):
         return text
 
 
+MEASURED = {config.algorithm_of(name): name for name in RECIPES}.values()
 POLICIES: dict[str, Any] = {}
 
 
@@ -72,12 +129,16 @@ def policy(recipe: str, *request: Any) -> Any:
 def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any], str]:
     """The command's dry run on so many devices: its plan, its settings, what it prints.
 
-    A model of the hub is replaced by a tiny one with its scheduler, a reward that is not built yet by a user's. The
-    first run of a recipe is the whole command; others take its policy, and measure no memory, which takes long.
+    A model of the hub is replaced by a tiny one with its scheduler, a reward that is not built yet by a user's, prompts
+    that are no part of the package by some that are. The first run of a recipe loads its policy, others take that. Of
+    an algorithm's recipes one has its memory estimated, which takes long.
     """
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
     reward = ("--reward", runs.reward("brightness")) if asked["reward"] in PENDING else ()
+    prompts = (
+        ("--prompts", "animals", "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
+    )
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
 
@@ -90,10 +151,10 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
         patch.setattr(World, "here", classmethod(lambda cls, device="auto": Apart(size=devices)))
         patch.setenv("COLUMNS", "200")
         patch.setattr(preparation, "load_policy", lambda settings, device, sets: policy(recipe, settings, device, sets))
-        if (devices, more) != (1, ()):
+        if (devices, more) != (1, ()) or recipe not in MEASURED:
             patch.setattr(fitting, "table", lambda *about: [])
         patch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-        ran = runs.train(["train", recipe, *model, *reward, "--device", "cpu", "--dry-run", *more])
+        ran = runs.train(["train", recipe, *model, *reward, *prompts, "--device", "cpu", "--dry-run", *more])
     return *found.pop(), ran.out
 
 
@@ -111,7 +172,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_every_recipe_with_a_publication_is_held_against_it() -> None:
-    assert set(PUBLISHED) == set(RECIPES) - OURS
+    assert set(PUBLISHED) | set(GRADIENTS) == set(RECIPES) - OURS
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -133,7 +194,31 @@ def test_one_device_has_the_published_numbers(name: str) -> None:
     assert f"{said.updates} updates of {each} images" in out and f"{each * 50} " in out
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW)))
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_one_device_has_the_published_numbers_of_a_reward_gradient(name: str) -> None:
+    said = GRADIENTS[name]
+    plan, tree, out = dry_run(name, 1)
+    algorithm = tree["algorithm"]
+    assert (plan.images, plan.updates, plan.iterations) == (said.images, said.updates, said.iterations)
+    assert (plan.steps, plan.guidance, plan.items) == (said.steps, said.guidance, 1)
+    assert (plan.learned, plan.drawn) == pytest.approx((said.live, said.drawn))
+    assert algorithm["sampler"] == {"name": "ddim", "eta": said.eta}
+    assert (algorithm["learning_rate"], algorithm["weight_decay"]) == (said.learning_rate, said.weight_decay)
+    assert said.own.items() <= algorithm.items()
+    assert (tree["mixed_precision"], tree["max_grad_norm"]) == (said.precision, said.max_grad_norm)
+    assert (tree["lora"] and tree["lora"]["rank"]) == said.rank
+    assert f"{said.updates} updates of {said.images // said.updates} images" in out
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES - {"shapes_ddpo_fast"}))
+def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_oracle(name: str) -> None:
+    plan, tree, _ = dry_run(name, 1)
+    assert (tree["reward"], tree["held_out_rewards"]) == ("jpeg_proxy", ["jpeg_compressibility", "shapes_alignment"])
+    assert (plan.images, plan.steps) == (32, 10) and tree["evaluation"]["prompts"] == "shapes_heldout"
+    assert tree["algorithm"]["name"] == name.removeprefix("shapes_")
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW) - LESSONS))
 def test_devices_and_rows_of_a_call_change_neither_pictures_nor_updates(name: str) -> None:
     """The authors' rule for a single small GPU, one row a call and as much more accumulation, is solved for."""
     one, tree, _ = dry_run(name, 1)
@@ -168,9 +253,9 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
 def test_a_header_says_where_the_numbers_are_from_and_what_was_run(name: str) -> None:
     header = [line for line in config.recipes()[name].read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
     said = [key for line in header for key in re.findall(r"^# ([A-Z][a-z ]+): ", line)]
-    assert [key for key in said if key != "The judge"] == [
+    assert [key for key in said if key not in ("The judge", "The prompts", "Departs")] == [
         "Paper",
-        *(["Numbers"] if name in PUBLISHED else []),
+        *(["Numbers"] if name in PUBLISHED or name in GRADIENTS else []),
         "Expected",
         "Cost",
         "Run by us",
@@ -178,6 +263,49 @@ def test_a_header_says_where_the_numbers_are_from_and_what_was_run(name: str) ->
     ]
     assert header[0].endswith(".") and header[1] == "#"  # the line that `tastemaker explain` shows
     assert all(len(line) <= 120 for line in header)
+
+
+@pytest.mark.parametrize("name", sorted(LESSONS))
+def test_a_lessons_command_is_a_sweep_that_differs_in_what_it_names_alone(name: str, tmp_path: Path) -> None:
+    header = config.recipes()[name].read_text(encoding="utf-8")
+    (told,) = re.findall(r"^# Run: tastemaker sweep (.*)$", header, re.MULTILINE)
+    (target, *_), tree, _ = flags.parse(shlex.split(told))
+    over = tree.pop("over")
+    sweep = Sweep(target, tree, over, int(tree.pop("seeds", "1")), tmp_path)
+    swept = {part.partition("=")[0].strip().rpartition(".")[2] for part in over.split(";")}
+    assert target == name and len(sweep.variants) > 1
+    found = [sweep._resolved(variant, 0) for variant in sweep.variants]
+    for one in found:
+        algorithm, run = one.tree["algorithm"], one.run
+        short = {"images": 32, "steps": 10, "guidance": 1.0, "iterations": 40, "learning_rate": 3e-3, "clip": 1e-3}
+        own = {"lesson_decay": {"iterations", "learning_rate"}, "lesson_clip": {"clip"}}.get(name, set()) | swept
+        assert {key for key, value in short.items() if algorithm.get(key, value) != value} <= own
+        assert (run.model, run.reward, run.held_out_rewards) == (
+            "shapes",
+            "jpeg_compressibility",
+            ("shapes_alignment",),
+        )
+        judged = run.evaluation
+        assert (judged.prompts, judged.count, judged.images_per_prompt) == ("shapes_heldout", 32, 4)
+        assert (judged.steps, judged.guidance, judged.every) == (20, 3.0, {"lesson_lora": 0}.get(name, judged.every))
+        assert judged.every == yaml.safe_load(header)["evaluation"]["every"]
+    assert len({str(one.tree | {"output_dir": ""}) for one in found}) == len(found)
+
+
+FETCHED = [name for name in GRADIENTS if fetched(config.asked(name, {}).get("prompts"))]
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_prompts_that_are_no_part_of_the_package_are_fetched_as_the_header_says(name: str) -> None:
+    header = config.recipes()[name].read_text(encoding="utf-8").partition("\nalgorithm")[0]
+    tree = config.asked(name, {})
+    specs = [spec for spec in (tree["prompts"], tree.get("evaluation", {}).get("prompts")) if spec]
+    for spec in specs:
+        said = r"'tastemaker\[data\]'" if isinstance(spec, dict) else rf"(/|> ){re.escape(spec)}\n"
+        assert re.search(said, header)
+    if isinstance(specs[0], str):
+        ran = runs.call("train", name, "--model", runs.model(), "--reward", runs.reward("brightness"), "--dry-run")
+        assert ran.code == 2 and ran.err.startswith(f"tastemaker: recipe {name}: prompts: {specs[0]} does not exist")
 
 
 def test_the_prompts_of_trls_script_are_among_the_papers() -> None:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import runs
-from tastemaker import sweeping
+from tastemaker import config, flags, sweeping
 from tastemaker.evaluation.statistics import over_seeds
-from tastemaker.sweeping import variants
+from tastemaker.sweeping import Sweep, variants
 
 
 def words(folder: Path, *more: str, over: str = "learning_rate=1e-3,1e-2") -> list[str]:
@@ -124,6 +124,16 @@ def test_a_run_that_breaks_is_told_of_and_the_others_go_on(tmp_path: Path) -> No
     assert "max_grad_norm=1, seed 0 broke: 2 of 2 scores" in ran.err and "1, 1 broke" in ran.out
 
 
+def test_a_sweep_that_is_asked_to_stop_stops_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    with runs.tripping("SIGTERM", 5, tmp_path / "calls"):  # in the first run's iteration
+        ran = runs.train(words(folder))
+    assert "stopped with learning_rate=1e-3, seed 0; the same command goes on with it" in ran.out
+    assert "run 2 of 2" not in ran.out and not (folder / "sweep.json").exists()
+    assert "resuming from" in runs.train(words(folder)).out
+    assert [run["broke"] for run in record(folder)["runs"]] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("over", "said"),
     [
@@ -147,6 +157,34 @@ def test_combinations_and_names() -> None:
     assert [one.name for one in variants("evaluation.steps=1; algorithm.steps=2")] == [
         "evaluation.steps=1, algorithm.steps=2"
     ]
+
+
+def settings(tmp_path: Path, over: str, *more: str, target: str = "ddpo") -> list[config.Resolved]:
+    """Of every variant, before any run."""
+    tree = flags.parse(runs.small(tmp_path, *more)[2:]).tree
+    sweep = Sweep(target, tree, over, 1, tmp_path / "all")
+    return [sweep._resolved(variant, 0) for variant in sweep.variants]
+
+
+def test_lora_is_switched_on_and_off(tmp_path: Path) -> None:
+    for more, rank in (((), 4), (("--lora.rank", "8"), 8), (("--no-lora",), 4)):
+        on, off = (one.run for one in settings(tmp_path, "lora=on,off", *more))
+        assert on.lora is not None and on.lora.rank == rank and off.lora is None
+    assert [one.name for one in variants("lora=on,off;learning_rate=1e-5")] == [
+        "lora=on, learning_rate=1e-5",
+        "lora=off, learning_rate=1e-5",
+    ]
+
+
+def test_evaluations_come_as_often_as_somebody_said_or_six_times(tmp_path: Path) -> None:
+    def every(*more: str, target: str = "ddpo") -> int:
+        return settings(tmp_path, "max_grad_norm=1", *more, target=target)[0].run.evaluation.every
+
+    assert every("--iterations", "42") == 7 and every() == 1
+    assert every("--evaluation.every", "0") == 0
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("algorithm: ddpo\nevaluation:\n  every: 3\n")
+    assert every(target=str(recipe)) == 3 and every("--evaluation.every", "0", target=str(recipe)) == 0
 
 
 def test_flags_of_a_sweep(tmp_path: Path) -> None:

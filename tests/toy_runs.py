@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tastemaker.algorithms.algorithm import Algorithm
-from tastemaker.iteration import Iteration, Silence, Update, deal
+from tastemaker.iteration import Iteration, Later, Silence, Update, deal
 from tastemaker.plan import Plan
 from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
@@ -53,6 +53,8 @@ def failing(ids: Callable[[int], bool], reward: Scorer = closeness) -> Scorer:
 def plan_of(
     algorithm: Algorithm, policy: Policy, *, micro: int = 8, sampling: int = 0, devices: int = 1, save: int = 0
 ) -> Plan:
+    schedule = policy.schedule(algorithm.steps)
+    calls = algorithm.calls(schedule)
     return Plan(
         iterations=algorithm.iterations,
         images=algorithm.images,
@@ -61,7 +63,10 @@ def plan_of(
         inner_epochs=algorithm.epochs,
         steps=algorithm.steps,
         guidance=algorithm.guidance,
-        items=algorithm.items(policy.schedule(algorithm.steps)),
+        items=algorithm.items(schedule),
+        drawn=calls.drawn,
+        learned=calls.learned,
+        queries=calls.queries,
         micro_batch=micro,
         sampling_batch=sampling or micro,
         devices=devices,
@@ -128,11 +133,34 @@ def run_of(
     )
 
 
+def made(update: Update) -> Update:
+    """The update with its batch drawn, as the trainer does when its turn has come."""
+    return update._replace(batch=update.batch.make()) if isinstance(update.batch, Later) else update
+
+
 def gradient(it: Iteration, update: Update, algorithm: Algorithm) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The gradient of an update by name, unclipped, and its statistics; the weights have made the step afterwards."""
-    stats = descend(it, optimizer_of(algorithm, it.policy, max_grad_norm=None), update, Silence())
+    stats = descend(it, optimizer_of(algorithm, it.policy, max_grad_norm=None), made(update), Silence())
     found = {name: p.grad.clone() for name, p in it.policy.named_parameters().items() if p.grad is not None}
     return found, stats
+
+
+class Cost(NamedTuple):
+    """Of one iteration: network rows forward and backward, and pictures judged."""
+
+    forward: int
+    backward: int
+    queries: int
+
+
+def costs(algorithm: Algorithm, policy: Policy, **calls: int) -> tuple[Cost, Cost]:
+    """What the plan announces of one iteration, and what it took."""
+    it = iteration_of(algorithm, policy, plan_of(algorithm, policy, **calls))
+    for update in algorithm.iteration(it):
+        gradient(it, update, algorithm)
+    plan = it.plan
+    announced = Cost(plan.sampling_rows + plan.learning_rows, plan.learning_rows, plan.images * plan.queries)
+    return announced, Cost(policy.rows.forward, policy.rows.backward, it.reward.queries)
 
 
 def ids_of(pairs: Transitions) -> list[int]:
@@ -166,6 +194,18 @@ def shuffled(reward: Scorer) -> Scorer:
 
     def scored(images: Tensor, prompts: Prompts) -> Tensor:
         return reward(images, prompts)[torch.randperm(len(images), generator=random)]
+
+    return scored
+
+
+def signs(reward: Scorer) -> Scorer:
+    """The same rewards, each picture's gradient times a random sign: that control where rewards are differentiated."""
+    random = torch.Generator().manual_seed(0)
+
+    def scored(images: Tensor, prompts: Prompts) -> Tensor:
+        r = reward(images, prompts)
+        sign = 2 * torch.randint(2, r.shape, generator=random) - 1
+        return r.detach() + sign * (r - r.detach())
 
     return scored
 

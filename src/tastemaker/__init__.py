@@ -8,9 +8,15 @@ __version__ = "0.1.0"
 # name -> "module:attribute" or "module", imported when it is asked for: `import tastemaker` costs no torch.
 PUBLIC = {
     "train": "tastemaker.run:train",
+    "mix": "tastemaker.commands.mix:mix",
     "Run": "tastemaker.outcome:Run",
     "DDPO": "tastemaker.algorithms.ddpo:DDPO",
     "REINFORCE": "tastemaker.algorithms.reinforce:REINFORCE",
+    "DRaFT": "tastemaker.algorithms.draft:DRaFT",
+    "AlignProp": "tastemaker.algorithms.alignprop:AlignProp",
+    "ReFL": "tastemaker.algorithms.refl:ReFL",
+    "DRTune": "tastemaker.algorithms.drtune:DRTune",
+    "GradCopy": "tastemaker.algorithms.grad_copy:GradCopy",
     "DDIM": "tastemaker.process.samplers:DDIM",
     "Window": "tastemaker.process.samplers:Window",
     "LoRA": "tastemaker.policy.weights:LoRA",

@@ -17,6 +17,7 @@ from tastemaker.layers import RESOLVED, SHORT, Layer, Mark, Switch, layer, leave
 from tastemaker.policy.load import BUILT_IN
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import TABLE as REWARDS
+from tastemaker.rewards.terms import is_sum, read
 
 if TYPE_CHECKING:
     from tastemaker.settings import RunSettings
@@ -131,6 +132,8 @@ def resolve(
         leave_open(tree, marks, {**plain(RunSettings()), "algorithm": plain(kind())}, recipe.origin)
     values = {key: value for key, value in tree.pop("algorithm", {}).items() if key != "name"}
     _known(tree, RunSettings, own, marks)
+    if isinstance(tree.get("reward"), list):  # of terms; as a recipe writes it
+        tree["reward"] = {"sum": tree["reward"]}
     run = build(RunSettings, tree, Where(marks=marks))
     algorithm = build(kind, values, Where("algorithm", name, marks), default)
     _required(run, spelling)
@@ -146,7 +149,15 @@ def _asked(target: object, flags: Mapping[str, Any], spelling: str) -> list[Laye
         base = {"algorithm": {"name": target}}
         layers.append(read_recipe(recipe, recipe.stem) if recipe else layer(spelling, base, lambda path: target))
     dashes = "--" if spelling == "flag" else ""
-    return [*layers, layer(spelling, flags, lambda path: dashes + path)]
+    return [_with_terms(one) for one in (*layers, layer(spelling, flags, lambda path: dashes + path))]
+
+
+def _with_terms(one: Layer) -> Layer:
+    """A sum of rewards as the list of its terms: whole, it lies over another layer's reward, and under one."""
+    spec = one.tree.get("reward")
+    if not is_sum(spec):
+        return one
+    return one._replace(tree={**one.tree, "reward": read(spec, key=one.spelled["reward"])})
 
 
 def _algorithm_name(target: str, layers: list[Layer]) -> str:
@@ -244,7 +255,7 @@ def _origins(
             below = given.get(path) or ("paper" if path == "algorithm" else "default" if chosen else base)
             found |= _origins(value, marks, given, below, f"{path}.")
         else:
-            whole = marks[at[:-1]].origin if key == "name" and at[:-1] in marks else ""
+            whole = marks[at[:-1]].origin if key in ("name", "sum") and at[:-1] in marks else ""
             found[path] = by or whole or given.get(path, base)
     return found
 

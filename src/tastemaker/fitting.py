@@ -78,7 +78,7 @@ def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device
 
 def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Setup:
     assert run.model is not None
-    sets = resolved.algorithm.sets
+    sets, algorithm = resolved.algorithm.sets, resolved.algorithm
     return memory.Setup(
         model=run.model,
         lora=run.lora,
@@ -91,5 +91,6 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Set
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,
         use_8bit_adam=run.use_8bit_adam,
+        depth=algorithm.calls(range(algorithm.steps)).depth if algorithm.differentiates else 0,
         sets=(*sets, "ema") if run.ema is not None else sets,
     )

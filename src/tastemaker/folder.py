@@ -37,7 +37,7 @@ def choose(output_dir: str | None, stem: str, *, resume: bool, overwrite: bool) 
 
 def _numbered(parent: Path, stem: str, resume: bool) -> Path:
     """runs/<stem>-<k>: one above the highest k there is; the highest itself when a run is to be resumed."""
-    stem = re.sub(r"[^\w.-]+", "-", stem).strip("-")
+    stem = re.sub(r"[^\w.+-]+", "-", stem).strip("-")
     taken = [
         int(found[1])
         for path in (parent.iterdir() if parent.is_dir() else ())

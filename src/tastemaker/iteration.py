@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from tastemaker.plan import Plan
 from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import Prompts, PromptSource
-from tastemaker.rewards.reward import Reward
+from tastemaker.rewards.reward import Reward, Scores
 from tastemaker.world import World
 
 State = dict[str, Any]  # an algorithm's memory between iterations: plain data, JSON and tensors
@@ -44,6 +45,17 @@ class Update(NamedTuple):
 
     batch: Any
     loss: Callable[[Any], Loss]
+
+
+@dataclass(frozen=True)
+class Later:
+    """A batch of `count` items that is made when its update is: one passed over after a restart costs nothing."""
+
+    count: int
+    make: Callable[[], Any]
+
+    def __len__(self) -> int:
+        return self.count
 
 
 class Progress(Protocol):
@@ -90,6 +102,21 @@ class Iteration:
     def over_all(self, fn: Callable[..., Tensor], *values: Tensor) -> Tensor:
         """`fn` of everyone's values, in the order of the samples' ids; this device's rows of the result."""
         return self.world.over_all(fn, *values, ids=self.prompts.ids)
+
+    def saw(self, ids: Sequence[int], x0: Tensor, scores: Scores) -> None:
+        """Keeps pictures `x0 [B,C,h,w]` that are scored while they are learned from, for the record.
+
+        What is seen of a picture again takes the place of what was seen before.
+        """
+        rows = [self.prompts.ids.index(b) for b in ids]
+        seen = {"reward": scores.value, "x0": x0} | {f"parts.{name}": part for name, part in scores.parts.items()}
+        for name, values in seen.items():
+            values = values.detach().float().cpu()
+            kept = self.kept.get(f"rollout.{name}")
+            if kept is None:
+                kept = torch.full((len(self.prompts), *values.shape[1:]), torch.nan)
+            self.kept[f"rollout.{name}"] = kept
+            kept[rows] = torch.where(values.isfinite(), values, torch.nan)
 
 
 def deal(source: PromptSource, key: Key, plan: Plan, world: World) -> tuple[Prompts, tuple[str, ...]]:

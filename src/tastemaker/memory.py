@@ -20,6 +20,7 @@ from tastemaker.policy.load import configs
 from tastemaker.policy.weights import LoRA
 
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
+GRAPH_PIXELS = 512 * 512  # the same where the gradient goes through it
 BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: an fp32 scale for each block; smaller tensors stay fp32
 # Allowances, not measured: a CUDA context and its libraries lie outside of what torch allocates, and what torch
 # allocates falls into pieces, some of them too small to be of use.
@@ -50,6 +51,8 @@ class Setup:
     use_8bit_adam: bool = False
     sets: tuple[str, ...] = ("base",)
     """Weight sets as `policy.load.load` takes them, "ema" among them."""
+    depth: int = 0
+    """Network calls of one item whose graphs are held until its picture is judged; 0 where the reward gives none."""
     kernel: str = "efficient"
     """Attention: "efficient" for any fused kernel, "math" for none."""
 
@@ -220,16 +223,31 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     sampling = calling(pictures * setup.guided, False, False)
     decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel)
     learning = calling(rows, setup.gradient_checkpointing, True)
-    other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch
+    held = max(setup.depth, 1)
+    other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch * held
     otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
     rest = learning.peak - learning.saved - learning.copies
+    judging = _differentiated(setup, model["vae"], latent) if setup.depth else 0
     return [
         Line("sampling", "a sampling call", sampling.peak, f"{pictures * setup.guided} rows"),
         Line("decoding", "a decoding call", decoded.peak, f"{at_once} at a time"),
-        Line("learning", "saved activations", learning.saved, f"{rows} rows; {otherwise}"),
-        Line("learning", "autocast's copies", learning.copies, "of weights, kept for backward"),
-        Line("learning", "working memory", rest, "what comes and goes"),
+        Line(
+            "learning",
+            "saved activations",
+            learning.saved * held,
+            f"{rows} rows{f' x {held} calls' * (held > 1)}; {otherwise}",
+        ),
+        Line("learning", "autocast's copies", learning.copies * held, "of weights, kept for backward"),
+        Line("learning", "working memory", max(rest, judging), "what comes and goes"),
     ]
+
+
+def _differentiated(setup: Setup, vae: str, latent: tuple[int, int, int]) -> int:
+    """Bytes of the gradient through the decoder, which is made anew for a few pictures at a time."""
+    pixels = latent[1] * latent[2] * _factor(vae) ** 2
+    at_once = 1 if setup.vae_slicing else min(setup.micro_batch, max(1, GRAPH_PIXELS // pixels))
+    shape = (at_once, *latent)
+    return decoding(vae, setup.mixed_precision, shape, setup.kernel, setup.gradient_checkpointing, True).peak
 
 
 def _moments(count: int, in_8bit: bool) -> int:

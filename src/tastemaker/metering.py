@@ -72,7 +72,7 @@ def measure(
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 output = call()
             copies = sum(size for place, size in saved.items() if place in live.copies)
-            if trained:
+            if output.requires_grad:
                 output.float().sum().backward()  # type: ignore[no-untyped-call]
     finally:
         for parameter in trained:
@@ -224,7 +224,16 @@ def denoising(
 
 
 @lru_cache(maxsize=64)
-def decoding(config: str, precision: str, shape: tuple[int, int, int, int], kernel: str) -> Cost:
+def decoding(
+    config: str,
+    precision: str,
+    shape: tuple[int, int, int, int],
+    kernel: str,
+    checkpointing: bool = False,
+    grad: bool = False,
+) -> Cost:
+    """`grad`: the gradient goes through the decoder, into the latents."""
     vae = autoencoder(config, precision)
-    latents = torch.empty(shape, device="meta", dtype=vae.dtype)
-    return measure(vae, lambda: vae.decode(latents, return_dict=False)[0], kernel=kernel, grad=False)
+    (vae.enable_gradient_checkpointing if checkpointing else vae.disable_gradient_checkpointing)()
+    latents = torch.empty(shape, device="meta", dtype=vae.dtype, requires_grad=grad)
+    return measure(vae, lambda: vae.decode(latents, return_dict=False)[0], kernel=kernel, grad=grad)

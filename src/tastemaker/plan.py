@@ -16,6 +16,8 @@ class Plan:
     images, per_prompt, updates, inner_epochs, steps and guidance are the algorithm's; micro_batch (items in one
     training call), sampling_batch (pictures in one sampling call) and devices are the machine's.
     items: what one picture gives the loss in one epoch, for ratio algorithms its random steps.
+    drawn, learned: network calls, guidance aside, of a picture without a graph (all steps where nothing else is said),
+    and of an item with one; on average. queries: how often a picture is judged.
     """
 
     iterations: int
@@ -30,6 +32,9 @@ class Plan:
     sampling_batch: int
     devices: int = 1
     learning_guidance: float | None = None
+    drawn: float | None = None
+    learned: float = 1.0
+    queries: int = 1
     evaluate_every: int = 0
     save_every: int = 10
 
@@ -84,17 +89,22 @@ class Plan:
     @property
     def sampling_rows(self) -> int:
         """Network rows forward, to draw one iteration's pictures."""
-        return self.images * self.steps * self.guided
+        return round(self.images * (self.steps if self.drawn is None else self.drawn) * self.guided)
 
     @property
     def learning_rows(self) -> int:
         """Network rows forward and backward, to learn from one iteration."""
-        return self.images * self.items * self.inner_epochs * self.learning_guided
+        return round(self.images * self.items * self.learned * self.inner_epochs * self.learning_guided)
 
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.iterations * self.updates * self.inner_epochs
+
+    @property
+    def reward_queries(self) -> int:
+        """Pictures that the reward judges in the whole run, evaluations aside."""
+        return self.images * self.queries * self.iterations
 
     def halvings(self) -> Iterator[int]:
         """Items of one training call: micro_batch, then half of it each time memory ran out, down to 1."""
@@ -118,6 +128,8 @@ class Plan:
         each, behind = self.images // self.devices, self.effective_batch
         call = self.micro_batch * self.learning_guided
         epochs = self._epochs()
+        calls = f" x {self.learned:.4g} calls" if self.learned != 1 else ""
+        steps = self.steps if self.drawn is None else self.drawn
         return [
             ("images an iteration", f"{self.images}", f"{self.groups} prompts x {self.per_prompt}"),
             ("images a device", f"{each}", f"{self.devices} device{'s' * (self.devices > 1)}, {self._uneven()}"),
@@ -125,13 +137,13 @@ class Plan:
             ("items an update", f"{behind * self.items}", f"{behind} images x {self.items}"),
             ("items a training call", f"{self.micro_batch}", f"micro_batch; {call} rows"),
             ("images a sampling call", f"{self.sampling_batch}", f"{self.sampling_batch * self.guided} rows"),
-            ("rows forward to sample", f"{self.sampling_rows:,}", f"{self.images} x {self.steps} steps{drawn}"),
+            ("rows forward to sample", f"{self.sampling_rows:,}", f"{self.images} x {steps:.4g} steps{drawn}"),
             (
                 "rows to learn",
                 f"{self.learning_rows:,}",
-                f"{self.images} x {self.items} items{epochs}{learned}, both ways",
+                f"{self.images} x {self.items} items{calls}{epochs}{learned}, both ways",
             ),
-            ("reward queries in all", f"{self.images * self.iterations:,}", f"{self.iterations} iterations"),
+            ("reward queries in all", f"{self.reward_queries:,}", f"{self.iterations} iterations"),
             (
                 "network rows in all",
                 f"{self.iterations * (self.sampling_rows + self.learning_rows):,} forward",

@@ -19,6 +19,7 @@ from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import HELD_OUT, source
+from tastemaker.rewards.terms import as_text
 from tastemaker.settings import RunSettings
 
 # Of a run that goes on; evaluations too, for pictures before and after are compared.
@@ -26,6 +27,7 @@ FIXED = ("algorithm", "model", "revision", "variant", "reward", "prompts", "nega
 JUDGED = ("evaluation", "lpips_weights")
 TRAIN = "train"  # --evaluation.prompts train: those of the training
 CALL_ROWS = 64  # items of one network call where nothing else limits them
+GRAPHS = 256  # network calls of single items whose graphs are held at once, likewise
 
 
 def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: int, limit: int | None = None) -> Plan:
@@ -34,9 +36,9 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
     micro_batch, if open: of all sizes up to the limit, the one that wastes the fewest rows on repeats.
     sampling_batch, if open, is the same: drawing and learning in calls of equal rows give equal log-probabilities.
     """
-    items = algorithm.items(schedule)
+    items, calls = algorithm.items(schedule), algorithm.calls(schedule)
     share, drawn = -(-algorithm.images // (algorithm.updates * devices)), -(-algorithm.images // devices)
-    most = min(limit or CALL_ROWS, drawn)
+    most = min(limit or CALL_ROWS, drawn, max(1, GRAPHS // calls.depth))
     rounds = {share * items: 3 * algorithm.updates, drawn: algorithm.steps}
     micro = run.plan.micro_batch or _fewest_repeats(rounds, most)
     return Plan(
@@ -52,6 +54,9 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
         sampling_batch=run.plan.sampling_batch or micro,
         devices=devices,
         learning_guidance=algorithm.learning_guidance,
+        drawn=calls.drawn,
+        learned=calls.learned,
+        queries=calls.queries,
         evaluate_every=run.evaluation.every,
         save_every=run.checkpointing_steps,
     )
@@ -73,7 +78,8 @@ def _fewest_repeats(counts: Mapping[int, int], limit: int) -> int:
 def judged_by(run: RunSettings) -> Any:
     """The prompts of evaluations as the user names them; none where there are but the training prompts, TRAIN."""
     asked = run.evaluation.prompts
-    return asked if asked is not None else HELD_OUT.get(run.prompts) if isinstance(run.prompts, str) else None
+    name = run.prompts.get("name") if isinstance(run.prompts, Mapping) else run.prompts
+    return asked if asked is not None else HELD_OUT.get(name) if isinstance(name, str) else None
 
 
 def judged_prompts(run: RunSettings, prompts: PromptSource, *, key: str) -> PromptSource:
@@ -184,5 +190,7 @@ def leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping) and "weight" in value[0]:
+        value = as_text(value)  # a sum of rewards
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tastemaker import config, devices, fitting, folder, planning
+from tastemaker.build import attribute
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.exports import hub
@@ -22,7 +23,7 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.reports import trackers
-from tastemaker.rewards import named
+from tastemaker.rewards import gradient, named
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import NamedReward, check
 from tastemaker.settings import RunSettings
@@ -68,7 +69,9 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     run, dashes = resolved.run, "--" if spelling == "flag" else ""
     device = torch.device(devices.pick(run.device))
     world = World.here(str(device))
+    _refuse_reward(resolved, dashes)
     reward = named(run.reward, key=_spelled("reward", resolved, dashes))
+    resolved.algorithm.check_reward(reward)
     held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
@@ -85,6 +88,23 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
         planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
     parts = Parts(resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
     return parts if run.dry_run else _tried(parts)
+
+
+def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:
+    """A reward that is known to have no gradient, where the algorithm needs one."""
+    if resolved.algorithm.differentiates:
+        key = _spelled("reward", resolved, dashes)
+        gradient.refuse(resolved.run.reward, algorithm=_named(resolved), others=_undemanding(), key=key)
+
+
+def _named(resolved: config.Resolved) -> str:
+    """The algorithm's name in the table, where it has one."""
+    return str(resolved.tree["algorithm"]["name"])
+
+
+def _undemanding() -> list[str]:
+    """The algorithms that take any reward."""
+    return [name for name, entry in config.algorithms().items() if not attribute(entry).differentiates]
 
 
 def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: str) -> None:
@@ -107,7 +127,8 @@ def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: 
 
 def _spelled(name: str, resolved: config.Resolved, dashes: str) -> str:
     """A setting as errors name it: with its recipe where that says it, as a flag or argument otherwise."""
-    origin = resolved.origin.get(name, "")
+    places = (name, f"{name}.name", f"{name}.sum")  # with settings, and a sum of several
+    origin = next((resolved.origin[place] for place in places if place in resolved.origin), "")
     return f"{origin}: {name}" if origin.startswith("recipe ") else f"{dashes}{name}"
 
 
@@ -151,6 +172,9 @@ def _tried(parts: Parts) -> Parts:
     trial = Trial(drawn, 4, 1.0, DDIM(eta=0.0), run.seed, TRIED)
     images = draw_pictures(parts.policy, trial, Key(run.seed, "evaluation"), drawn)
     check(parts.reward.reward, images, drawn)
+    if parts.resolved.algorithm.differentiates:
+        by = _named(parts.resolved)
+        gradient.needs_gradient(parts.reward.reward, images, drawn, algorithm=by, others=_undemanding())
     for one in parts.held_out:  # a judge of another world may have no score for these, but it has to answer
         try:
             with torch.no_grad():

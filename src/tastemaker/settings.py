@@ -69,7 +69,7 @@ class RunSettings:
     model: str | None = None  # a built-in model, a hub id, a folder in diffusers layout, or a .safetensors file
     revision: str | None = None  # branch, tag or commit of a hub id
     variant: str | None = None  # variant of the weight files, such as fp16
-    reward: Any = None  # a reward's name, `file.py:function`, or a function
+    reward: Any = None  # a reward's name, `file.py:function`, a function, or a weighted sum: `jpeg_proxy:0.3,colour:1`
     lpips_weights: str = "auto"  # of the distance that diversity is measured by: auto, download, off, or their path
     held_out_rewards: tuple[str, ...] = ()  # rewards that evaluations report beside it and nothing trains on
     prompts: Any = None  # a set, a file (.txt .jsonl .csv .tsv .tar), hub:owner/name, file.py:function, or a list

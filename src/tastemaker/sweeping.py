@@ -14,13 +14,18 @@ from typing import Any, NamedTuple
 from tastemaker import config, folder, planning
 from tastemaker.comparison import plain
 from tastemaker.evaluation.statistics import Interval, over_seeds
-from tastemaker.layers import put
+from tastemaker.layers import Switch, put
 from tastemaker.outcome import Run
 from tastemaker.policy.load import folder as model_folder
 from tastemaker.run import launch
 
 EVALUATIONS = 6  # of a run, where the user named no number: points of its curves
+PARTS = ("lora",)  # that a sweep has `on`, with its defaults or the flags' settings, and `off`
 OWN = ("output_dir", "seed", "overwrite", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id")
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and so was the sweep."""
 
 
 class Variant(NamedTuple):
@@ -90,7 +95,7 @@ class Sweep:
             self._resolved(variant, 0)
 
     def make(self) -> list[Made]:
-        """Every run, where it is not there yet: one that was stopped goes on."""
+        """Every run, where it is not there yet: one that was stopped goes on. Raises Stopped where one is asked to."""
         made = []
         for k, (variant, seed) in enumerate(itertools.product(self.variants, self.seeds), 1):
             count = len(self.variants) * len(self.seeds)
@@ -105,7 +110,8 @@ class Sweep:
             print(f"  {home} is there")
         else:
             try:
-                launch(self.target, self._flags(variant, seed), spelling="flag")
+                if not launch(self.target, self._flags(variant, seed), spelling="flag").done:
+                    raise Stopped(f"stopped with {variant.name}, seed {seed}; the same command goes on with it")
             except ValueError as error:
                 if not (home / folder.CONFIG).is_file():  # it never began: the same is wrong with the others
                     raise
@@ -131,19 +137,20 @@ class Sweep:
     def _flags(self, variant: Variant, seed: int) -> dict[str, Any]:
         tree = deepcopy(dict(self.flags))
         for path, value in variant.values.items():
-            put(tree, path, value)
+            if path in PARTS and value in ("on", "off"):
+                own = tree.get(path)
+                tree[path] = Switch.OFF if value == "off" else own if isinstance(own, dict) else {}
+            else:
+                put(tree, path, value)
         home = self._home(variant, seed)
         tree |= {"seed": str(seed), "output_dir": str(home)}
         if (home / folder.CONFIG).is_file():
             tree["resume_from_checkpoint"] = "latest"
-        asked = tree.get("evaluation", {})
-        if "every" not in asked:
-            tree["evaluation"] = {**asked, "every": str(self._every(tree))}
+        said = self._resolve(tree)
+        if said.origin["evaluation.every"] == "default":  # nobody said how often
+            every = max(1, round(said.algorithm.iterations / EVALUATIONS))
+            tree["evaluation"] = {**tree.get("evaluation", {}), "every": str(every)}
         return tree
-
-    def _every(self, tree: dict[str, Any]) -> int:
-        iterations: int = self._resolve(tree).algorithm.iterations
-        return max(1, round(iterations / EVALUATIONS))
 
     def _resolved(self, variant: Variant, seed: int) -> config.Resolved:
         return self._resolve(self._flags(variant, seed))

@@ -12,7 +12,8 @@ from tastemaker import manual
 from tastemaker.algorithms import TABLE as ALGORITHMS
 from tastemaker.build import attribute
 from tastemaker.compat import alignprop, ddpo_pytorch, fates, translation
-from tastemaker.compat.configs import DDPOConfig, defaults
+from tastemaker.compat.configs import AlignPropConfig, DDPOConfig, defaults
+from tastemaker.process import samplers, truncation
 from tastemaker.settings import RunSettings
 
 GUIDE = (ROOT / "docs" / "guides" / "coming_from.md").read_text(encoding="utf-8")
@@ -45,16 +46,28 @@ def test_the_guide_names_every_key_of_the_two_repositories() -> None:
 
 
 def known(config: type) -> set[str]:
-    """Paths of our settings: the run's, and below `algorithm` the algorithm's, where that is built."""
-    name = translation.NAMES[config]
-    own = manual.settings(attribute(ALGORITHMS[name])) if name in ALGORITHMS else ()
-    return {row.path for row in manual.settings(RunSettings)} | {f"algorithm.{row.path}" for row in own}
+    """Paths of our settings: the run's, below `algorithm` the algorithm's, and below its parts those of any of them."""
+    own = {row.path for row in manual.settings(attribute(ALGORITHMS[translation.NAMES[config]]))}
+    parts = {"sampler": samplers.TABLE, "truncation": truncation.TABLE}
+    inside = {
+        f"{part}.{row.path}"
+        for part, table in parts.items()
+        for one in table.values()
+        for row in manual.settings(attribute(one))
+    }
+    return {row.path for row in manual.settings(RunSettings)} | {f"algorithm.{path}" for path in own | inside}
 
 
-@pytest.mark.parametrize("config", [one for one in fates.CONFIGS if translation.NAMES[one] in ALGORITHMS])
+@pytest.mark.parametrize("config", fates.CONFIGS)
 def test_what_a_setting_becomes_exists(config: type) -> None:
     paths = {path for fate in fates.CONFIGS[config].values() for path in fate.ours.split(", ") if path}
-    assert {path for path in paths if path != "algorithm.sampler.eta"} - known(config) == set()
+    assert paths - known(config) == set()
+
+
+def test_what_a_key_of_alignprop_becomes_exists() -> None:
+    ours = {name for _, name, _ in alignprop.OWN.values()}
+    assert ours - known(AlignPropConfig) == set()
+    assert {name for _, name, _ in alignprop.BASE.values()} <= set(defaults(AlignPropConfig))
 
 
 OTHER: dict[str, Any] = {

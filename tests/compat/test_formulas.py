@@ -1,6 +1,10 @@
 """TRL's formulas, written out here from what they compute, against ours on random inputs: within 1e-6."""
 
 from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +13,17 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.compat.configs import AlignPropConfig
+from tastemaker.compat.translation import settings
 from tastemaker.credit import per_prompt, whiten
+from tastemaker.iteration import Iteration
 from tastemaker.process.prediction import from_eps, from_v
 from tastemaker.process.samplers import DDIM
 from tastemaker.process.schedule import from_alphas_cumprod
 from tastemaker.process.transition import log_prob
 from tastemaker.training.trainer import descend
 from toy import Toy
-from toy_runs import Silence, gradient, iteration_of, optimizer_of, plan_of
+from toy_runs import Silence, closeness, gradient, iteration_of, optimizer_of, plan_of
 
 KINDS = {"epsilon": from_eps, "v_prediction": from_v}
 
@@ -45,6 +52,25 @@ def surrogate(advantage: Tensor, ratio: Tensor, clip: float, limit: float) -> Te
     """The mean of the larger of the two losses, advantages cut first."""
     A = torch.clamp(advantage, -limit, limit)
     return torch.mean(torch.maximum(-A * ratio, -A * torch.clamp(ratio, 1 - clip, 1 + clip)))
+
+
+def differentiated(
+    it: Iteration, live: Tensor, *, steps: int, guidance: float, eta: float, to: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """10 minus the mean reward of AlignProp's chain: all of it with a graph, the noise of a step that lost its coin
+    taken out. live [B,T]; the noise that is drawn is ours."""
+    policy, ids, schedule = it.policy, it.prompts.ids, it.policy.schedule(steps)
+    conditioning = policy.encode(it.prompts)
+    x = it.key.noise("x0", 0, ids, policy.latent_shape).double()
+    for i in range(steps):
+        eps = policy.predict(x, i, schedule, conditioning, guidance).eps
+        eps = torch.where(live[:, i].view(-1, 1, 1, 1), eps, eps.detach())
+        a, a1 = schedule.alpha[i] ** 2, schedule.alpha[i + 1] ** 2
+        std = eta * ((1 - a1) / (1 - a) * (1 - a / a1)).sqrt()
+        x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        x = a1.sqrt() * x0 + (1 - a1 - std**2).sqrt() * eps
+        x = x + std * it.key.noise("chain", i, ids, policy.latent_shape).double()
+    return 10.0 - to(policy.decode(x)).mean()
 
 
 class Tracker:
@@ -126,6 +152,39 @@ def test_the_loss_and_its_gradient_are_trls() -> None:
     assert stats["loss"] == pytest.approx(wanted.item(), abs=1e-6)
     assert stats["clip_fraction"] == pytest.approx(outside.mean().item(), abs=1e-6)
     assert stats["approx_kl"] == pytest.approx((0.5 * ratio.log() ** 2).mean().item(), abs=1e-6)
+    for slope, ours in zip(slopes, found.values(), strict=True):
+        torch.testing.assert_close(ours, slope, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},  # a coin for every step
+        {"truncated_rand_backprop_minmax": (2, 4), "sample_eta": 0.0},
+        {"truncated_backprop_rand": False, "truncated_backprop_timestep": 4},
+        {"truncated_backprop_rand": False, "truncated_backprop_timestep": 0, "sample_eta": 0.4},
+    ],
+)
+def test_the_gradient_of_the_other_trainer_is_trls(values: dict[str, Any]) -> None:
+    """The drawn steps are ours, and so is the noise: what is differentiated between them is what is compared."""
+    config = AlignPropConfig(
+        train_batch_size=4,
+        train_gradient_accumulation_steps=3,
+        sample_num_steps=6,
+        sample_guidance_scale=3.0,
+        truncated_rand_backprop_minmax=(0, 6),
+    )
+    algorithm = settings(replace(config, **values), devices=1)["algorithm"]
+    policy = Toy()
+    it = iteration_of(algorithm, policy, plan_of(algorithm, policy, micro=4))
+    live = algorithm.truncation.live(it.key, it.prompts.ids, 6)
+    if not values:  # steps with a gradient before steps without one: the path past them is what TRL leaves
+        assert (live[:, :-1] & ~live[:, 1:]).any() and not live.all(1).any()
+    to = partial(closeness, prompts=it.prompts)
+    wanted = differentiated(it, live, steps=6, guidance=3.0, eta=algorithm.sampler.eta, to=to)
+    slopes = torch.autograd.grad(wanted, policy.parameters())
+    found, stats = gradient(it, next(algorithm.iteration(it)), algorithm)
+    assert stats["loss"] + 10 == pytest.approx(wanted.item(), abs=1e-6)
     for slope, ours in zip(slopes, found.values(), strict=True):
         torch.testing.assert_close(ours, slope, rtol=1e-6, atol=1e-9)
 

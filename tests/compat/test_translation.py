@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.compat.configs import AlignPropConfig, DDPOConfig
-from tastemaker.compat.translation import plain, settings
+from tastemaker.compat.translation import settings
 from tastemaker.process.samplers import DDIM
+from tastemaker.process.truncation import Fixed, PerStep
 
 
 def algorithm(devices: int | None = None, **values: Any) -> DDPO:
@@ -152,15 +154,85 @@ def test_errors_name_the_setting_as_trl_does(values: dict[str, Any], said: str) 
     assert str(caught.value).startswith(said)
 
 
-def test_the_other_config_becomes_one_update_an_iteration() -> None:
-    made = plain(AlignPropConfig(train_batch_size=4, train_gradient_accumulation_steps=8), devices=4)
-    wanted = {"images": 128, "updates": 1, "iterations": 100, "guidance": 5.0, "learning_rate": 1e-3}
-    assert wanted.items() <= made["algorithm"].items() and made["algorithm"]["sampler"] == {"name": "ddim", "eta": 1.0}
-    assert made["gradient_checkpointing"] and made["plan"] == {"micro_batch": 4}
-    fixed = AlignPropConfig(truncated_backprop_rand=False)  # what this becomes is not named yet
-    assert plain(fixed) == plain(AlignPropConfig())
-    with pytest.raises(ValueError, match="AlignPropConfig waits for the algorithm `alignprop`"):
-        settings(AlignPropConfig())
+# ---- the other config
+
+
+def aligned(devices: int | None = None, **values: Any) -> AlignProp:
+    made = settings(AlignPropConfig(**values), devices=devices)["algorithm"]
+    assert isinstance(made, AlignProp)
+    return made
+
+
+def test_the_other_configs_defaults_are_trls() -> None:
+    made = settings(AlignPropConfig())
+    assert made.pop("algorithm") == AlignProp(
+        images=1,
+        updates=1,
+        steps=50,
+        guidance=5.0,
+        iterations=100,
+        learning_rate=1e-3,
+        weight_decay=1e-4,
+        truncation=PerStep(0.0, 1.0),
+        loss_form="negative",
+        coefficient=1.0,
+        sampler=DDIM(1.0),
+    )
+    usual = settings(DDPOConfig())
+    own = {"gradient_checkpointing": True, "plan": {"micro_batch": 1}}
+    assert made == {key: value for key, value in usual.items() if key != "algorithm"} | own
+    # a model's own suggestions give way to all of them, defaults too
+    said = {"images", "per_prompt", "updates", "steps", "guidance", "iterations", "learning_rate", "weight_decay"}
+    assert aligned().given >= said | {"truncation", "loss_form", "coefficient", "sampler"}
+
+
+def test_images_of_the_one_update_are_a_product() -> None:
+    made = aligned(4, train_batch_size=4, train_gradient_accumulation_steps=8)
+    assert (made.images, made.updates) == (128, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "truncation"),
+    [
+        ({}, PerStep(0.0, 1.0)),
+        ({"sample_num_steps": 100}, PerStep(0.0, 0.5)),
+        ({"truncated_rand_backprop_minmax": (10, 40)}, PerStep(0.2, 0.8)),
+        ({"truncated_rand_backprop_minmax": [10, 10]}, PerStep(0.2, 0.2)),  # as a command line gives it
+        ({"truncated_backprop_rand": False}, Fixed(1)),
+        ({"truncated_backprop_rand": False, "truncated_backprop_timestep": 0}, Fixed(50)),
+        ({"truncated_backprop_rand": False, "truncated_backprop_timestep": -3}, Fixed(50)),
+        ({"truncated_backprop_rand": False, "truncated_backprop_timestep": 15, "sample_num_steps": 20}, Fixed(5)),
+    ],
+)
+def test_where_trls_gradient_begins(values: dict[str, Any], truncation: Any) -> None:
+    assert aligned(**values).truncation == truncation
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sample_num_steps": 20}, "truncated_rand_backprop_minmax is (0, 50), but the chain has 20 steps: give (LOW,"),
+        (
+            {"truncated_rand_backprop_minmax": (30, 20)},
+            "truncated_rand_backprop_minmax is (30, 20), but the chain has 50",
+        ),
+        (
+            {"truncated_rand_backprop_minmax": (50, 50)},
+            "truncated_rand_backprop_minmax is (50, 50), but the chain has 50",
+        ),
+        (
+            {"truncated_backprop_rand": False, "sample_num_steps": 20},
+            "truncated_backprop_timestep is 49, but the steps are 0 to 19: none would have a gradient. Give 19 for",
+        ),
+        ({"train_batch_size": 0}, "train_batch_size is 0; it must be at least 1."),
+        ({"sample_eta": 1.5}, "sample_eta of ddim is 1.5; it lies between 0"),
+        ({"train_learning_rate": -1}, "train_learning_rate is -1.0; it must be positive."),
+    ],
+)
+def test_errors_of_the_other_config_name_the_setting_as_trl_does(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        settings(AlignPropConfig(**values))
+    assert str(caught.value).startswith(said)
 
 
 # ---- folders

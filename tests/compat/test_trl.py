@@ -256,6 +256,50 @@ def test_a_pipeline_that_was_opened_before_is_told_of(capsys: pytest.CaptureFixt
     assert "the model is loaded anew by its name" in capsys.readouterr().out
 
 
-def test_the_other_trainer_says_what_it_waits_for() -> None:
-    with pytest.raises(ValueError, match="AlignPropConfig waits for the algorithm `alignprop`, which is not built yet"):
-        AlignPropTrainer(AlignPropConfig(), dim, prompt_fn, Pipeline("shapes"))
+# ---- the other trainer
+
+
+def bright(images: Tensor, prompts: tuple[str, ...], metadata: tuple[Any, ...]) -> tuple[Tensor, dict[str, Any]]:
+    assert isinstance(prompts, tuple) and [CAPTIONS[m["dark"]] for m in metadata] == list(prompts)
+    return images.mean((1, 2, 3)), {}
+
+
+ALIGNED = AlignPropConfig(
+    num_epochs=2,
+    mixed_precision="no",
+    log_image_freq=2,
+    sample_num_steps=3,
+    train_batch_size=2,
+    train_gradient_accumulation_steps=2,
+    train_learning_rate=1e-2,
+    truncated_rand_backprop_minmax=(0, 3),
+    accelerator_kwargs={"cpu": True},
+)
+
+
+def test_a_script_with_the_other_trainer_trains(tmp_path: Path) -> None:
+    seen: list[tuple[dict[str, Any], int, Any]] = []
+    config = replace(ALIGNED, project_kwargs={"project_dir": str(tmp_path)})
+    pipeline = Pipeline(runs.model())
+    trainer = AlignPropTrainer(config, bright, prompt_fn, pipeline, lambda *told: seen.append(told))
+    trainer.train()
+    assert trainer.run is not None and trainer.run.folder == tmp_path / "alignprop-1"
+    settings, rows = trainer.run.settings, trainer.run.metrics()
+    assert settings["algorithm"]["truncation"] == {"name": "per_step", "low": 0.0, "high": 1.0}
+    assert [len(row["updates"]) for row in rows] == [1, 1] and [row["images"] for row in rows] == [4, 4]
+    assert all(row["updates"][0]["grad_norm"] > 0 for row in rows)
+    assert rows[0]["updates"][0]["loss"] == pytest.approx(-rows[0]["reward"]["mean"], abs=1e-6)  # TRL's, less 10
+    ((data, step, tracker),) = seen  # of two epochs every second one
+    assert step == 2 and isinstance(tracker, NoTracker)
+    assert set(data) == {"images", "prompts", "prompt_metadata", "rewards"} and data["images"].shape == (2, 3, 16, 16)
+    again, _ = bright(data["images"], data["prompts"], data["prompt_metadata"])
+    assert data["rewards"].tolist() == pytest.approx(again.tolist(), abs=1e-6)
+    trainer.save_model()
+    assert (trainer.run.folder / "pretrained" / "pytorch_lora_weights.safetensors").is_file()
+    assert np.abs(pictures(pipeline) - pictures(Pipeline(runs.model()))).max() > 1e-5
+
+
+def test_the_other_trainer_takes_its_own_config_alone() -> None:
+    assert AlignPropTrainer(ALIGNED, bright, prompt_fn, Pipeline("shapes")).settings["algorithm"].images == 4
+    with pytest.raises(ValueError, match=r"config is a DDPOConfig; it is a AlignPropConfig\."):
+        AlignPropTrainer(SMALL, bright, prompt_fn, Pipeline("shapes"))

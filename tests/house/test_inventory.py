@@ -20,6 +20,7 @@ from tastemaker import cli, config, manual
 from tastemaker.build import attribute
 from tastemaker.commands.doctor import EXTRAS
 from tastemaker.policy import load
+from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import PENDING
 from tastemaker.rewards import TABLE as REWARDS
@@ -74,6 +75,29 @@ def test_an_algorithm_has_its_source_in_its_file_and_its_file_bears_its_name(nam
     kind()  # every setting has the paper's value
 
 
+def tabled(page: str) -> dict[str, str]:
+    """Setting -> default, of a page's table of settings."""
+    part = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \| \S", part, re.MULTILINE))
+
+
+def numbered(text: str) -> list[str]:
+    """The numbered points of a text, each on one line."""
+    points = re.split(r"^\d+\. ", text, flags=re.MULTILINE)[1:]
+    return [" ".join(point.partition("\n\n")[0].split()) for point in points]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_page_has_the_settings_and_the_departures_of_the_code(name: str) -> None:
+    """Where it lists them: a page may also send to `explain` and to the file."""
+    file, kind = ROOT / "docs" / "algorithms" / f"{name}.md", attribute(config.algorithms()[name])
+    page = file.read_text(encoding="utf-8") if file.is_file() else ""  # a missing one is told of above
+    if rows := tabled(page):
+        assert rows == {row.path: row.default for row in manual.settings(kind)}
+    if points := numbered(page.partition("\n## Departures\n")[2]):
+        assert points == numbered((sys.modules[kind.__module__].__doc__ or "").partition("\nDeparts from ")[2])
+
+
 def silent(kind: type) -> list[str]:
     """Settings without a sentence."""
     return [row.path for row in manual.settings(kind) if not row.sentence]
@@ -97,7 +121,7 @@ def unresolved(path: Path) -> list[str]:
     header = "\n".join(line for line in text.partition("\nalgorithm")[0].splitlines() if line.startswith("#")).lower()
     words = ("paper", "expected", "cost", "run by us")
     wrong = [f"the header says no {word}" for word in words if word not in header]
-    wrong += [] if f"tastemaker train {name}" in header else ["the header has no command"]
+    wrong += [] if re.search(rf"tastemaker (train|sweep) {name}\b", header) else ["the header has no command"]
     try:
         asked = config.asked(str(path), {})
         folder = load.folder(str(asked.get("model")))
@@ -107,8 +131,15 @@ def unresolved(path: Path) -> list[str]:
     for spec, table in ((run.reward, REWARDS), (run.prompts, PROMPTS), (run.evaluation.prompts, PROMPTS)):
         named = spec.get("name") if isinstance(spec, dict) else spec
         if isinstance(named, str) and named not in table and not (table is REWARDS and named in PENDING):
-            wrong.append(f"there is no {named}")
+            wrong += [] if table is PROMPTS and fetched(named, text) else [f"there is no {named}"]
     return wrong
+
+
+def fetched(prompts: str, recipe: str) -> bool:
+    """Whether prompts come from a file or the hub, and the recipe's header says how."""
+    needed = "tastemaker[data]" if prompts.startswith(hub.PREFIX) else prompts
+    known = prompts.startswith(hub.PREFIX) or Path(prompts).suffix in files.READERS
+    return known and needed in recipe.partition("\nalgorithm")[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -126,6 +157,8 @@ def test_a_recipe_that_does_not_resolve_is_found(tmp_path: Path) -> None:
     for text in (good.replace("Cost", ""), good.replace("tastemaker train r", ""), good + "clipp: 3\n"):
         path.write_text(text)
         assert len(unresolved(path)) == 1, text
+    path.write_text(good.replace(f"prompts: {next(iter(PROMPTS))}", "prompts: mine.txt"))
+    assert unresolved(path) == ["there is no mine.txt"]  # the header does not say where it comes from
     path.write_text(good.replace("reward: ", "reward: no_"))
     assert unresolved(path) == [f"there is no no_{next(iter(REWARDS))}"]
 

@@ -29,7 +29,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "iteration": (SEAM, {"torch"}),
     "rollout": (SEAM | {"iteration", "rewards.scoring"}, {"torch"}),
-    "algorithms": ({"process", "iteration", "rollout", "credit", "algorithms"}, {"torch"}),
+    "surrogate": (SEAM | {"iteration", "rollout"}, {"torch"}),
+    "algorithms": (
+        {"process", "prompts.prompts", "policy.policy", "iteration", "rollout", "surrogate", "credit", "algorithms"},
+        {"torch"},
+    ),
     "training": (
         SEAM | {"iteration", "algorithms.algorithm", "rewards.recorded", "reports", "training"},
         {"torch", "safetensors", "bitsandbytes", "tqdm"},

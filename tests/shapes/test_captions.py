@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 
 import pytest
 
@@ -47,6 +48,29 @@ def test_a_quarter_is_held_out_with_everything_on_both_sides() -> None:
     for side in (train, heldout):
         counts, colours, shapes = zip(*(captions.read(text) or (0, "", "") for text in side), strict=True)
         assert (set(counts), set(colours), set(shapes)) == (set(COUNTS), set(COLOURS), set(SHAPES))
+
+
+def test_some_training_captions_are_evenly_spread_and_among_more() -> None:
+    before: set[str] = set()
+    for count in (1, 4, 5, 24, 60, 119, 120):
+        texts = captions.train(count)
+        assert len(texts) == len(set(texts)) == count and before <= {*texts} <= {*captions.train()}
+        assert list(texts) == [text for text in captions.train() if text in texts]
+        before = {*texts}
+        columns = list(zip(*(captions.read(text) or (0, "", "") for text in texts), strict=True))
+        if count in (4, 24):
+            for column, kinds in zip(columns, (COUNTS, COLOURS, SHAPES), strict=True):
+                often = Counter(column)
+                assert len(often) == min(count, len(kinds)) and max(often.values()) - min(often.values()) <= 1
+    assert captions.train(4) == ("an orange triangle", "two red squares", "three blue hearts", "four green stars")
+
+
+def test_the_set_takes_a_number_of_prompts() -> None:
+    some = source({"name": "shapes", "count": "24"}).draw(random.Random(0), 48).texts
+    assert set(some) == set(captions.train(24)) and not set(some) & set(captions.heldout())
+    for count in ("0", "121"):
+        with pytest.raises(ValueError, match=rf"^prompts\.count is {count}; there are 120 training captions"):
+            source({"name": "shapes", "count": count})
 
 
 def test_the_split_is_the_one_that_models_were_trained_with() -> None:

@@ -15,9 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tastemaker.algorithms.algorithm import Algorithm
+from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.process.samplers import DDIM, Window
+from tastemaker.process.truncation import PerStep
 from tastemaker.training.trainer import Training
 from tastemaker.world import World
 from toy import Toy
@@ -44,7 +48,8 @@ class Case(NamedTuple):
 
 
 SHARED = {"images": 16, "per_prompt": 2, "steps": 5, "guidance": 2.0, "iterations": 3, "learning_rate": 0.02}
-TWICE = SHARED | {"updates": 2, "inner_epochs": 2}
+FRESH = SHARED | {"updates": 2}
+TWICE = FRESH | {"inner_epochs": 2}
 WHOLE = DDPO(clip=0.2, **TWICE)
 CASES = {
     # two devices: the first has nothing left in the first update
@@ -55,6 +60,10 @@ CASES = {
     ),
     "score function": Case(REINFORCE(**SHARED), lost=(2, 9)),
     "uneven": Case(DDPO(clip=0.2, **TWICE | {"images": 12})),  # three groups an update, for two devices
+    "last steps": Case(DRaFT(k=2, kl=0.3, diversity=0.1, **FRESH), lost=(2, 9)),
+    "renoised": Case(DRaFT(copies=3, **FRESH | {"images": 12}), flow=True),
+    "truncated": Case(AlignProp(truncation=PerStep(), **FRESH), lost=(0, 1, 4, 5)),
+    "copied": Case(GradCopy(chosen=3, **FRESH), lost=(0, 1, 4, 5, 11)),
 }
 
 
@@ -83,18 +92,31 @@ class Strained(Toy):
         return super()._network(x, t, text)
 
 
-# On which rank, in which call of which kind, and the checkpoint that comes of it. When rank 1 stops in its rollout,
-# rank 0 has finished its own and waits: then neither's is kept. Rank 0's tenth learning call is in a second update.
+class Place(NamedTuple):
+    """Of which case, on which rank, in which call of which kind, and the checkpoint that comes of it."""
+
+    case: str
+    rank: int
+    kind: str
+    number: int
+    checkpoint: str
+
+
 STOPS = {
-    "in a rollout": (1, "drawing", 19, "checkpoint-1"),
-    "in an update": (0, "learning", 10, "checkpoint-1-1"),
+    # Rank 0 has finished its own rollout and waits: then neither's is kept.
+    "in a rollout": Place("filtered", 1, "drawing", 19, "checkpoint-1"),
+    "in an update": Place("filtered", 0, "learning", 10, "checkpoint-1-1"),
+    # An update of "last steps" draws in 2 calls for each of its 5 steps, and asks the base in 2 more; one of "copied"
+    # does not ask it.
+    "in the second prefix": Place("last steps", 1, "drawing", 2 * 12 + 12 + 3, "checkpoint-1-1"),
+    "before the second targets": Place("copied", 0, "drawing", 2 * 10 + 10 + 9, "checkpoint-1-1"),
 }
 
 
-def halted(world: World, folder: Path, rank: int, place: str, number: int) -> tuple[str, Toy]:
-    """A run of the first case that one rank stops, and that is then resumed: its checkpoint's name, its policy."""
-    case, asked = CASES["filtered"], number if world.rank == rank else -1
-    policy = case.policy(Halting, world=world, place=place, number=asked, pause=0.3)
+def halted(world: World, folder: Path, stop: Place) -> tuple[str, Toy]:
+    """A run that one rank stops, and that is then resumed: its checkpoint's name, its policy."""
+    case, asked = CASES[stop.case], stop.number if world.rank == stop.rank else -1
+    policy = case.policy(Halting, world=world, place=stop.kind, number=asked, pause=0.3)
     assert not case.run(folder, policy, world=world).train()
     again = case.policy()
     run = case.run(folder, again, world=world)
@@ -110,8 +132,8 @@ def rank_main(folder: Path) -> None:
     policies = {name: case.policy() for name, case in CASES.items()}
     for name, policy in policies.items():
         assert CASES[name].run(folder / name, policy, world=world).train()
-    for name, (rank, place, number, _) in STOPS.items():
-        names[name], policies[name] = halted(world, folder / name, rank, place, number)
+    for name, stop in STOPS.items():
+        names[name], policies[name] = halted(world, folder / name, stop)
     policies["strained"] = CASES["filtered"].policy(Strained if world.rank else Toy)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 import tiny
+from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
 from tastemaker.prompts.prompts import Prompts
@@ -19,17 +22,23 @@ from tastemaker.world import World
 from toy_runs import metrics, run_of, same
 from trajectories.ranks import Case, Halting
 
-SMALL = {"images": 8, "per_prompt": 2, "updates": 2, "steps": 4, "guidance": 2.0, "iterations": 3, "inner_epochs": 2}
+FRESH = {"images": 8, "per_prompt": 2, "updates": 2, "steps": 4, "guidance": 2.0, "iterations": 3}
+SMALL = FRESH | {"inner_epochs": 2}
 PLAIN = Case(DDPO(clip=0.2, learning_rate=0.02, **SMALL), lost=(3,))
 # With everything that lasts: each prompt's history, and old log-probs taken again because drawing disagrees.
 RENEWED = Case(DDPO(clip=0.02, learning_rate=0.02, prompt_history=6, prompt_minimum=2, **SMALL), layout=1e-3, lost=(3,))
+# Those that draw anew for every update.
+LAST = Case(DRaFT(k=2, kl=0.3, learning_rate=0.02, **FRESH), lost=(3,))
+TRUNCATED = Case(AlignProp(**FRESH | {"learning_rate": 0.02}), lost=(3,))
+COPIED = Case(GradCopy(chosen=2, **FRESH | {"learning_rate": 0.02}), lost=(3,))
 
 
 class Place(NamedTuple):
     """The number of the call, over the whole run, in which the stop is asked for, and the checkpoint it leads to.
 
     An iteration of RENEWED draws in 12 calls, takes log-probs again in 6, the first after 1 that finds out whether it
-    must, and learns in 14: 4 updates of 3 or 4. PLAIN has no such 6.
+    must, and learns in 14: 4 updates of 3 or 4. PLAIN has no such 6. One of LAST draws in 4 for each of its 2 updates,
+    which learn in 2 and ask the base in 2 more; one of COPIED draws in 8 for each, which learn in 2.
     """
 
     case: Case
@@ -55,6 +64,19 @@ PLACES = {
     "without renewal, in a rollout": Place(PLAIN, "drawing", 13 + 5, "checkpoint-1"),
     "without renewal, in an update": Place(PLAIN, "learning", 14 + 10, "checkpoint-1-2"),
     "without renewal, between updates": Place(PLAIN, "update", 4 + 3, "checkpoint-1-3"),
+    "in the first prefix of all": Place(LAST, "drawing", 1, "checkpoint-0"),
+    "in a first prefix": Place(LAST, "drawing", 12 + 2, "checkpoint-1"),
+    "while the base is asked": Place(LAST, "drawing", 12 + 4 + 1, "checkpoint-1"),
+    "in a first update": Place(LAST, "learning", 4 + 1, "checkpoint-1"),
+    "after a first update": Place(LAST, "update", 2 + 1, "checkpoint-1-1"),
+    "in a second prefix": Place(LAST, "drawing", 12 + 6 + 3, "checkpoint-1-1"),
+    "in a second update": Place(LAST, "learning", 4 + 2 + 2, "checkpoint-1-1"),
+    "after a second update": Place(LAST, "update", 2 + 2, "checkpoint-2"),
+    "truncated, after a first update": Place(TRUNCATED, "update", 2 + 1, "checkpoint-1-1"),
+    "truncated, in an update": Place(TRUNCATED, "learning", 10, "checkpoint-1"),
+    "copied, in the first drawing": Place(COPIED, "drawing", 16 + 3, "checkpoint-1"),
+    "copied, in the second drawing": Place(COPIED, "drawing", 16 + 8 + 3, "checkpoint-1-1"),
+    "copied, in a second update": Place(COPIED, "learning", 4 + 2 + 2, "checkpoint-1-1"),
 }
 
 
@@ -99,7 +121,7 @@ def last(folder: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Path]:
     """The folders of the runs that were never stopped."""
-    folders = {case: tmp_path_factory.mktemp("straight") for case in (PLAIN, RENEWED)}
+    folders = {case: tmp_path_factory.mktemp("straight") for case in {place.case for place in PLACES.values()}}
     for case, folder in folders.items():
         assert case.run(folder, case.policy(), save=1).train()
     return folders
@@ -137,6 +159,21 @@ def test_what_is_compared_is_all_there(straight: dict[Case, Path]) -> None:
     assert [row["queries"] for row in rows] == [8] * 3
     assert [row["updates"][0]["mismatch"] for row in rows] == [0.0] * 3
     assert rows[1]["network_calls"] == {"rows_forward": 2 * (12 * 3 + 6 * 5 + 14 * 5), "rows_backward": 2 * 14 * 5}
+
+
+@pytest.mark.parametrize("case", [LAST, COPIED], ids=["draft", "copied"])
+def test_an_update_that_was_made_is_passed_over_without_a_call(
+    case: Case, straight: dict[Case, Path], tmp_path: Path
+) -> None:
+    """Its pictures are not drawn again, either: they are needed for nothing but the record, which has them."""
+    assert not halting(case, tmp_path, "update", 2 + 1).train()
+    policy = case.policy()
+    run = case.run(tmp_path, policy, save=1)
+    assert run.train(run.checkpoints.latest())
+    calls = [row["network_calls"] for row in metrics(straight[case])]
+    rows = {"rows_forward": policy.rows.forward, "rows_backward": policy.rows.backward}
+    assert calls[1] == calls[2] and rows == {name: 1.5 * count for name, count in calls[1].items()}
+    assert run.reward.queries == 1.5 * metrics(straight[case])[1]["queries"]
 
 
 def test_a_run_can_be_stopped_again_and_again(straight: dict[Case, Path], tmp_path: Path) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from tastemaker.iteration import Iteration, State, Update
 from tastemaker.process.samplers import Sampler
 from tastemaker.process.schedule import Schedule
+
+
+class Calls(NamedTuple):
+    """Network calls, guidance aside: without a graph to draw a picture, and with one for each of its items."""
+
+    drawn: float  # on average
+    learned: float  # on average
+    depth: int  # with a graph, at most: so many calls' activations are held at once
+    queries: int = 1  # how often a picture is judged
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,7 @@ class Algorithm(ABC):
     """What every paper states. Its values are the defaults; a model's, a recipe's and a user's lie over them."""
 
     sets: ClassVar[tuple[str, ...]] = ("base",)  # weight sets that `Policy.using` must know
+    differentiates: ClassVar[bool] = False  # whether the reward is asked for its gradient, too
     given: ClassVar[frozenset[str]] = frozenset()  # shadowed by each object: the fields its maker passed
 
     images: int = 256  # pictures an iteration, over all devices
@@ -46,9 +56,20 @@ class Algorithm(ABC):
         """The state before the first iteration: plain data, JSON and tensors."""
         return {}
 
+    def check_reward(self, reward: Any) -> None:
+        """Refuses a reward that settings of this algorithm would have no effect on."""
+        return
+
     @abstractmethod
     def items(self, schedule: Schedule) -> int:
         """What one picture gives the loss in one epoch; a ValueError where the settings leave nothing to learn from."""
+
+    def calls(self, schedule: Sized) -> Calls:
+        """The network calls behind one picture of chains with so many steps.
+
+        Here: those of algorithms which draw a whole chain without a graph, and learn from its steps one by one.
+        """
+        return Calls(drawn=len(schedule), learned=1, depth=1)
 
     @property
     @abstractmethod

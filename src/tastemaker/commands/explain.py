@@ -51,7 +51,7 @@ def names() -> str:
             "Models: --model NAME, a hub id such as owner/name, a folder in diffusers layout, or a .safetensors file",
             dict.fromkeys(load.BUILT_IN, "Comes with the package, small enough for a CPU."),
         ),
-        ("Rewards: --reward NAME, or path/to/file.py:function", _of_rewards()),
+        ("Rewards: --reward NAME, path/to/file.py:function, or a sum NAME:WEIGHT,NAME:WEIGHT", _of_rewards()),
         ("Prompts: --prompts NAME, a file of them, or path/to/file.py:function", _of_prompts()),
         ("Settings: tastemaker explain NAME", {name: manual.headline(entry) for name, entry in PARTS.items()}),
         ("Which goes with which", _pairs()),
@@ -80,11 +80,13 @@ def _of_recipes() -> dict[str, str]:
 def _of_rewards() -> dict[str, str]:
     from tastemaker import manual
 
-    rows = {}
-    for name, entry in REWARDS.items():
-        kind = "Differentiable" if name in DIFFERENTIABLE else "Not differentiable"
-        rows[name] = f"{manual.headline(entry)}  {kind}: for {', '.join(_takers(name)) or 'no algorithm yet'}."
+    rows = {name: f"{manual.headline(entry)}  {_gradient(name)}" for name, entry in REWARDS.items()}
     return rows | {name: f"{what[0].upper()}{what[1:]}.  [pending: not built yet]" for name, what in PENDING.items()}
+
+
+def _gradient(reward: str) -> str:
+    kind = "Differentiable" if reward in DIFFERENTIABLE else "Not differentiable"
+    return f"{kind}: for {', '.join(_takers(reward)) or 'no algorithm yet'}."
 
 
 def _of_prompts() -> dict[str, str]:
@@ -183,6 +185,7 @@ def _function(kind: str, entry: str, name: str) -> str:
     found = attribute(entry)
     text = f"{name}, {'a reward' if kind == 'reward' else 'a set of prompts'}: --{kind} {name}\n\n"
     text += (inspect.getdoc(found) or entry) + "\n"
+    text += f"\n{_gradient(name)}\n" if kind == "reward" else ""
     if dataclasses.is_dataclass(found) and isinstance(found, type):
         text += f"\nSettings  [default]\n{manual.table(list(manual.settings(found, f'{kind}.')))}"
     defaults = {

@@ -9,12 +9,9 @@ from tastemaker.compat.configs import AlignPropConfig, DDPOConfig, defaults
 
 
 class Fate(NamedTuple):
-    """`same`: the value of our setting; `made`: ours are computed from it; `idle`: accepted, changes nothing.
+    """`same`: the value of our setting; `made`: ours are computed from it; `idle`: accepted, changes nothing."""
 
-    `later`: what it becomes is named with the algorithm, which is not built yet.
-    """
-
-    kind: Literal["same", "made", "idle", "later"]
+    kind: Literal["same", "made", "idle"]
     ours: str = ""  # our settings, with commas; empty where there is none
     note: str = ""  # what differs, and why
 
@@ -94,15 +91,27 @@ DDPO: dict[str, Fate] = {
 ALIGNPROP: dict[str, Fate] = {
     **SHARED,
     "sample_eta": Fate("made", "algorithm.sampler.eta", ""),
+    "sample_guidance_scale": Fate("same", "algorithm.guidance", "at 1 or below it is none"),
     "log_image_freq": Fate("made", "", "every so many updates the hook is called"),
     "train_batch_size": Fate("made", "algorithm.images, plan.micro_batch", "a device"),
     "train_gradient_accumulation_steps": Fate(
         "made", "algorithm.images", "images of the one update = train_batch_size x this x devices"
     ),
     "negative_prompts": Fate("made", "negative_prompt", "one text, commas included; without guidance no effect"),
-    "truncated_backprop_rand": Fate("later", "", "TRL drew the first step with a gradient, anew at every step"),
-    "truncated_backprop_timestep": Fate("later", "", "the first step with a gradient, where it is not drawn"),
-    "truncated_rand_backprop_minmax": Fate("later", "", "it is drawn between these"),
+    "truncated_backprop_rand": Fate(
+        "made",
+        "algorithm.truncation",
+        "`True` is `per_step`, a coin for every step as TRL's, but a picture's own; the last step has a gradient where "
+        "no other has",
+    ),
+    "truncated_backprop_timestep": Fate(
+        "made", "algorithm.truncation.k", "`False` above: `fixed`, so many steps at the end as are left from this one"
+    ),
+    "truncated_rand_backprop_minmax": Fate(
+        "made",
+        "algorithm.truncation.low, algorithm.truncation.high",
+        "as shares of the chain, so a step beyond its end is refused",
+    ),
 }
 
 CONFIGS: dict[type[DDPOConfig] | type[AlignPropConfig], dict[str, Fate]] = {
@@ -126,7 +135,7 @@ def table(fates: Mapping[str, Fate], usual: Mapping[str, Any]) -> str:
     for name, default in usual.items():
         kind, ours, note = fates[name]
         here = ", ".join(f"`{path}`" for path in ours.split(", ")) if ours else ""
-        here = here or {"idle": "no effect", "made": "the trainer's", "later": "to come"}[kind]
+        here = here or {"idle": "no effect", "made": "the trainer's"}[kind]
         said = "the script's name" if name == "exp_name" else f"`{default!r}`"
         rows.append(f"| `{name}` | {said} | {here} | {note} |")
     return "\n".join(rows)

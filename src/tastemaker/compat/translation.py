@@ -18,7 +18,7 @@ from tastemaker.layers import Mark, put
 
 Config = DDPOConfig | AlignPropConfig
 
-# Config -> name of its algorithm. One that is not built yet works from the day its name stands in `algorithms.TABLE`.
+# Config -> name of its algorithm
 NAMES: dict[type[Config], str] = {DDPOConfig: "ddpo", AlignPropConfig: "alignprop"}
 PRECISIONS = {"no": "no", "none": "no", "fp16": "fp16", "bf16": "bf16"}
 PROJECT = ("project_dir", "total_limit", "logging_dir", "automatic_checkpoint_naming", "iteration")
@@ -57,28 +57,22 @@ def plain(config: Config, *, devices: int | None = None) -> dict[str, Any]:
     return tree
 
 
-def whole(config: Config, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`plain` with the algorithm made of its settings, and every range looked at before anything is loaded."""
-    run = {key: value for key, value in tree.items() if key != "algorithm"}
-    made = {"algorithm": _algorithm(config, tree["algorithm"]), **run}
-    _check_run(run, _marks(fates.CONFIGS[type(config)]))
-    return made
+def whole(config: Config, tree: Mapping[str, Any], theirs: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """`plain` with the algorithm made of its settings, and every range looked at before anything is loaded.
+
+    theirs: TRL's names, or our paths, as another program spells them, for errors.
+    """
+    name, run = NAMES[type(config)], {key: value for key, value in tree.items() if key != "algorithm"}
+    marks = _marks(fates.CONFIGS[type(config)], theirs or {})
+    algorithm = build(attribute(ALGORITHMS[name]), tree["algorithm"], Where("algorithm", name, marks))
+    _check_run(run, marks)
+    return {"algorithm": algorithm, **run}
 
 
-def _algorithm(config: Config, values: Mapping[str, Any]) -> Any:
-    """The algorithm with these settings. Errors: ValueError in TRL's names; and while there is no such algorithm."""
-    name = NAMES[type(config)]
-    if name not in ALGORITHMS:
-        raise ValueError(
-            f"{type(config).__name__} waits for the algorithm `{name}`, which is not built yet, nor is its relative "
-            f"`draft`; both will come. Built are {', '.join(ALGORITHMS)}."
-        )
-    return build(attribute(ALGORITHMS[name]), values, Where("algorithm", name, _marks(fates.CONFIGS[type(config)])))
-
-
-def _marks(own: Mapping[str, fates.Fate]) -> dict[str, Mark]:
-    """Our settings' paths as TRL's users spell them, for errors."""
-    return {path: Mark("compat", name) for name, fate in own.items() for path in fate.ours.split(", ") if path}
+def _marks(own: Mapping[str, fates.Fate], theirs: Mapping[str, str]) -> dict[str, Mark]:
+    """Our settings' paths as their users spell them, for errors."""
+    paths = {path: theirs.get(name, name) for name, fate in own.items() for path in fate.ours.split(", ") if path}
+    return {path: Mark("compat", spelled) for path, spelled in (paths | dict(theirs)).items()}
 
 
 def _check_run(tree: Mapping[str, Any], marks: Mapping[str, Mark]) -> None:
@@ -129,9 +123,39 @@ def _ddpo(config: DDPOConfig, devices: int) -> Iterator[tuple[str, Any]]:
 def _alignprop(config: AlignPropConfig, devices: int) -> Iterator[tuple[str, Any]]:
     yield "algorithm.images", _product(config, ("train_batch_size", "train_gradient_accumulation_steps"), devices)
     yield "algorithm.updates", 1
-    yield "gradient_checkpointing", True  # always on in TRL
+    yield "algorithm.loss_form", "negative"  # TRL's 10 - r but for a constant
+    yield "algorithm.coefficient", 1.0
+    drawn = config.truncated_rand_backprop_minmax if config.truncated_backprop_rand else None
+    names = ("truncated_rand_backprop_minmax", "truncated_backprop_timestep")
+    found = truncation(config.sample_num_steps, drawn, config.truncated_backprop_timestep, names=names)
+    yield "algorithm.truncation", found
     yield "algorithm.sampler", {"name": "ddim", "eta": config.sample_eta}
+    yield "gradient_checkpointing", True  # always on in TRL
     yield "plan.micro_batch", config.train_batch_size
+
+
+def truncation(
+    steps: int, drawn: tuple[int, int] | None, first: int, *, names: tuple[str, str], kind: str = "per_step"
+) -> dict[str, Any]:
+    """Our truncation where step i has a gradient once a number is not above it: `first`, or one drawn from `drawn`.
+
+    names: theirs of `drawn` and `first`, for errors. kind: ours of how it is drawn.
+    """
+    steps = max(steps, 1)  # fewer are refused by their own name
+    if drawn is None:
+        if first >= steps:
+            raise ValueError(
+                f"{names[1]} is {first}, but the steps are 0 to {steps - 1}: none would have a gradient. Give "
+                f"{steps - 1} for the last step alone."
+            )
+        return {"name": "fixed", "k": steps - max(first, 0)}
+    low, high = drawn
+    if not 0 <= low <= high <= steps or low == steps:
+        raise ValueError(
+            f"{names[0]} is ({low}, {high}), but the chain has {steps} steps: give (LOW, HIGH) with LOW not above "
+            f"HIGH, LOW from 0 to {steps - 1} and HIGH up to {steps}."
+        )
+    return {"name": kind, "low": low / steps, "high": high / steps}
 
 
 def _product(config: Config, names: tuple[str, ...], devices: int) -> int:

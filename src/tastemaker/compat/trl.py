@@ -184,8 +184,10 @@ class DDPOTrainer(Trainer):
 
 
 class AlignPropTrainer(Trainer):
-    """TRL's trainer for AlignProp (Prabhudesai et al. 2023, arXiv:2310.03739): a ValueError while there is no such
-    algorithm."""
+    """TRL's trainer for AlignProp (Prabhudesai et al. 2023, arXiv:2310.03739), by `tastemaker.AlignProp`.
+
+    The reward is asked inside the loss, with gradients, on pictures on the model's device.
+    """
 
     config_class = AlignPropConfig
 

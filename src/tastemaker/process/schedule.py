@@ -54,6 +54,11 @@ class Schedule:
         return self._moved[device]
 
     @cached_property
+    def straight(self) -> bool:
+        """Whether this is a flow's schedule: alpha + sigma is 1 everywhere."""
+        return torch.allclose(self.alpha + self.sigma, torch.ones_like(self.alpha))
+
+    @cached_property
     def renewed(self) -> Tensor:
         """[T] the share of x[i + 1]'s noise variance that a Markov noising chain adds between x[i + 1] and x[i].
 

@@ -5,10 +5,11 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.prompts.functions import bound, is_function_spec, load_function, unknown
+from tastemaker.rewards.terms import is_sum
 
 if TYPE_CHECKING:
     from tastemaker.rewards.reward import NamedReward
@@ -18,12 +19,19 @@ TABLE: dict[str, str] = {
     "jpeg_compressibility": "tastemaker.rewards.jpeg:compressibility",
     "jpeg_incompressibility": "tastemaker.rewards.jpeg:incompressibility",
     "shapes_alignment": "tastemaker.shapes.oracle:alignment",
+    "jpeg_proxy": "tastemaker.rewards.jpeg_proxy:compressibility",
+    "colour": "tastemaker.shapes.colour:Colour",
+    "brightness": "tastemaker.rewards.pixels:brightness",
+    "smoothness": "tastemaker.rewards.pixels:smoothness",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
-DIFFERENTIABLE: frozenset[str] = frozenset()
+DIFFERENTIABLE: frozenset[str] = frozenset({"jpeg_proxy", "colour", "brightness", "smoothness"})
 # Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
 PENDING: dict[str, str] = {
     "aesthetic": "the LAION aesthetic predictor",
+    "hpsv2": "the Human Preference Score v2, a CLIP ViT-H/14 tuned on choices between pictures",
+    "pickscore": "PickScore, a CLIP ViT-H/14 tuned on choices of Pick-a-Pic",
+    "image_reward": "ImageReward, a BLIP with a head tuned on rankings of pictures",
     "vlm": "a vision-language model's description, compared with the prompt by BERTScore",
 }
 
@@ -34,6 +42,7 @@ _LAZY: dict[str, str] = {
     "Reward": "tastemaker.rewards.reward:Reward",
     "Scores": "tastemaker.rewards.reward:Scores",
     "Scoring": "tastemaker.rewards.scoring:Scoring",
+    "Sum": "tastemaker.rewards.combine:Sum",
     "adapt": "tastemaker.rewards.reward:adapt",
     "check": "tastemaker.rewards.reward:check",
     "score": "tastemaker.rewards.reward:score",
@@ -54,11 +63,14 @@ def _load(target: str) -> Any:
 
 
 def named(spec: Any, *, key: str = "reward") -> "NamedReward":
-    """The reward that a user means: a name of the table, `path/to/file.py:function`, a function or an object.
+    """The reward that a user means: a name of the table, `path/to/file.py:function`, a function, an object, or a sum.
 
     A class is built without arguments. Settings of a function, arguments that have a default, or of a class come as a
-    dict: {"name": "file.py:sharpness", "weight": 2}. Errors: ValueError that names `key` as the user typed it.
+    dict: {"name": "file.py:sharpness", "weight": 2}. How a sum is written: `tastemaker.rewards.terms`.
+    Errors: ValueError that names `key` as the user typed it.
     """
+    if is_sum(spec):
+        return _load(_LAZY["adapt"])(_load(_LAZY["Sum"])(spec, key=key))
     settings: dict[str, Any] = {}
     if isinstance(spec, Mapping):
         settings = dict(spec)
@@ -68,10 +80,19 @@ def named(spec: Any, *, key: str = "reward") -> "NamedReward":
     name, found = _found(spec, key) if isinstance(spec, str) else (None, spec)
     if settings:
         made = bound(found, settings, key=key, name=str(name), taken=0 if inspect.isclass(found) else 2)
-        found = made() if inspect.isclass(found) else made
+        found = _built(made, settings, key) if inspect.isclass(found) else made
     from tastemaker.rewards.reward import adapt  # torch, only once the name is right
 
     return adapt(found, name)
+
+
+def _built(made: Callable[[], Any], settings: Mapping[str, Any], key: str) -> Any:
+    """An object of a class; what it says of its settings, in the user's words."""
+    try:
+        return made()
+    except ValueError as error:
+        dot = "." if str(error).partition(" ")[0] in settings else ": "
+        raise ValueError(f"{key}{dot}{error}") from error
 
 
 def _found(spec: str, key: str) -> tuple[str, Any]:

@@ -34,6 +34,11 @@ class Recorded:
         """Where the reward's network lives, when it says so."""
         return self.reward.device
 
+    @property
+    def network(self) -> Any:
+        """The reward's network, when it shows one."""
+        return self.reward.network
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         began = time.perf_counter()
         try:

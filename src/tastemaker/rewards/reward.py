@@ -57,6 +57,11 @@ class NamedReward:
         device = getattr(self.function, "device", None)
         return None if device is None else torch.device(device)
 
+    @property
+    def network(self) -> Any:
+        """The reward's network, a torch module, when it shows one."""
+        return getattr(self.function, "network", None)
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         rows = prompts if isinstance(prompts, Prompts) else Prompts.of(prompts)
         if len(rows) != len(images):

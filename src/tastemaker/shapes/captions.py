@@ -1,6 +1,7 @@
 """Captions of the Shapes world and their split into training and held-out ones."""
 
 import hashlib
+from collections import Counter
 
 from tastemaker.shapes.drawing import COLOURS, COUNTS, SHAPES, Scene
 
@@ -39,9 +40,29 @@ def everything() -> tuple[str, ...]:
     return tuple(_SCENES)
 
 
-def train() -> tuple[str, ...]:
-    """The 75 % of captions that training may use."""
-    return tuple(text for text in _SCENES if text not in _HELD_OUT)
+def train(count: int = 120) -> tuple[str, ...]:
+    """The 75 % of captions that training may use, or `count` of them, evenly spread.
+
+    Colours, shapes and numbers come about equally often; fewer captions are among more.
+    Errors: ValueError where `count` is none of 1 to 120.
+    """
+    left = [text for text in _SCENES if text not in _HELD_OUT]
+    if not 1 <= count <= len(left):
+        raise ValueError(f"count is {count}; there are {len(left)} training captions: take 1 to {len(left)}.")
+    if count == len(left):
+        return tuple(left)
+    used: Counter[tuple[int, int | str]] = Counter()
+    chosen: set[str] = set()
+    for _ in range(count):
+        text = min(sorted(set(left) - chosen, key=_hash), key=lambda one: sum(used[part] for part in _parts(one)))
+        chosen.add(text)
+        used.update(_parts(text))
+    return tuple(text for text in left if text in chosen)
+
+
+def _parts(text: str) -> list[tuple[int, int | str]]:
+    """Count, colour and shape of a caption, told apart by their place."""
+    return list(enumerate(_SCENES[text]))
 
 
 def heldout() -> tuple[str, ...]:

@@ -80,7 +80,7 @@ class Record:
         self._began = self._started = time.perf_counter()
         self._first: int | None = None
         self._drawn: float | None = None
-        self._learning = 0.0
+        self._drawing = self._learning = 0.0
 
     def rewind(self, iteration: int) -> None:
         """Forgets what lies behind the cursor: a resumed run makes it again."""
@@ -91,7 +91,7 @@ class Record:
         """A new iteration: counters are read, so that its end knows what it cost."""
         self._count = lambda: _counters(reward, policy)
         self._before, self._reached = self._count(), None
-        self._began, self._drawn, self._learning = time.perf_counter(), None, 0.0
+        self._began, self._drawn, self._drawing, self._learning = time.perf_counter(), None, 0.0, 0.0
         self._first = iteration if self._first is None else self._first
 
     def carry(self, carried: Mapping[str, Any]) -> None:
@@ -118,6 +118,10 @@ class Record:
     def learns(self) -> None:
         """Drawing is over, the first update begins."""
         self._drawn, self._reached = time.perf_counter(), self._count()
+
+    def drew(self, seconds: float) -> None:
+        """Pictures of one update were drawn after learning had begun."""
+        self._drawing += seconds
 
     def update(self, made: int, stats: Mapping[str, float], seconds: float) -> None:
         """One optimizer step's statistics."""
@@ -166,7 +170,7 @@ class Record:
     def _spent(self, now: Mapping[str, float]) -> dict[str, float]:
         spent = {name: now[name] - self._before[name] for name in now}
         total = time.perf_counter() - self._began
-        sampling = (self._drawn or time.perf_counter()) - self._began
+        sampling = (self._drawn or time.perf_counter()) - self._began + self._drawing
         spent |= {"s_total": total, "s_sampling": sampling, "s_learning": self._learning}
         spent["s_other"] = total - sampling - self._learning
         return {name: value + self._carried.get(name, 0) for name, value in spent.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.algorithms.algorithm import Algorithm
-from tastemaker.iteration import Iteration, Loss, Progress, State, Update, deal
+from tastemaker.iteration import Iteration, Later, Loss, Progress, State, Update, deal
 from tastemaker.plan import Plan
 from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
@@ -59,7 +59,8 @@ class Training:
                 for update in self.world.lockstep(self.algorithm.iteration(it)):
                     if made == 0:
                         self.record.learns()
-                        self._check_failures(it, state)
+                        if not self.algorithm.differentiates:  # else nothing is scored yet
+                            self._check_failures(it, Cursor(index, 0), state)
                     if made >= cursor.updates:  # else made before the interruption: passing over costs nothing
                         self._step(it, update, made)
                     made += 1
@@ -69,6 +70,8 @@ class Training:
             with self.world.uninterrupted():
                 self.record.finish(it, self.policy)
                 state, kept, cursor = it.state, {}, Cursor(index + 1, 0)
+                if self.algorithm.differentiates:
+                    self._check_failures(it, cursor, state)
                 if self.plan.saves(index) or cursor.iteration == self.plan.iterations:
                     self._save(cursor, state, {})
             self.record.tell(it, self.policy)  # what the user's function may raise loses nothing that was learned
@@ -120,6 +123,10 @@ class Training:
         )
 
     def _step(self, it: Iteration, update: Update, made: int) -> None:
+        if isinstance(update.batch, Later):
+            start = time.perf_counter()
+            update = update._replace(batch=update.batch.make())
+            self.record.drew(time.perf_counter() - start)
         start = time.perf_counter()
         stats = descend(it, self.optimizer, update, self.record.progress)
         self.record.update(made, stats, time.perf_counter() - start)
@@ -130,12 +137,12 @@ class Training:
                 "bf16 or no."
             )
 
-    def _check_failures(self, it: Iteration, state: State) -> None:
-        """Too many failed scores end the run, with a checkpoint from which the iteration is drawn anew."""
+    def _check_failures(self, it: Iteration, cursor: Cursor, state: State) -> None:
+        """Too many failed scores end the run, with a checkpoint at `cursor`."""
         own = it.kept.get("rollout.reward", torch.zeros(0))
         asked, failed = self.world.sum(len(own)), self.world.sum(int((~own.isfinite()).sum()))
         if failed > self.max_failed * asked:
-            self._save(Cursor(int(it.key.iteration), 0), state, {})
+            self._save(cursor, state, {})
             raise ValueError(
                 f"{failed} of {asked} scores of iteration {it.key.iteration} failed, more than max_failed="
                 f"{self.max_failed} allows; a failed score is never counted as 0. {self.record.why_failed(it)} A "
@@ -207,7 +214,9 @@ def _over_ranks(world: World, stats: dict[str, Tensor]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in names_anywhere(world, stats):
         own = stats.get(name, torch.zeros(0)).cpu().double()  # MPS has no fp64
+        own = own[~own.isnan()] if name == "reward" else own  # a failed score is never counted as 0
         row = torch.stack([own.sum(), torch.tensor(float(len(own))), own.amax() if len(own) else torch.tensor(0.0)])
         sums = world.everyone(row[None].double(), ids=[world.rank])
-        found[name] = float(sums[:, 2].max() if name in MAXIMA else sums[:, 0].sum() / sums[:, 1].sum().clamp(min=1))
+        if count := float(sums[:, 1].sum()):
+            found[name] = float(sums[:, 2].max() if name in MAXIMA else sums[:, 0].sum() / count)
     return found
