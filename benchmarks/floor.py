@@ -110,8 +110,8 @@ class Alternation:
         run.algorithm = self.counted = Counted(run.algorithm)
         timed = plan_rows(run.plan)
         if run.algorithm.differentiates:
-            plan = run.plan
-            timed = Needed(*(max(64, min(TIMED, plan.images * plan.steps * plan.guided) // 64 * 64),) * 2)
+            every = run.plan.images * run.plan.steps * run.plan.guided
+            timed = Needed(*(max(64, min(TIMED, every) // 64 * 64),) * 2)
         print("the network alone:")
         forward = fastest(networks, timed.forward, learn=False)
         self.rows = forward, fastest(networks, timed.both, learn=True)
@@ -186,7 +186,7 @@ def decoding(policy: Any, pictures: int, at_once: int) -> float:
     return min(found)
 
 
-def main(argv: list[str] | None = None) -> int:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", choices=("ddpo", *GRADIENTS), default="ddpo")
     parser.add_argument("--model", default="shapes")
@@ -194,19 +194,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--updates", type=int, help="4 of ddpo, 1 of those that differentiate the reward")
+    for name in ("micro_batch", "sampling_batch"):
+        parser.add_argument(f"--{name}", type=int, help="the plan's choice if not given")
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
     parser.add_argument("--profile", action="store_true", help="the iteration that does not count, under cProfile")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
     asked.updates = asked.updates or (4 if asked.algorithm == "ddpo" else 1)
+    return asked
+
+
+def main(argv: list[str] | None = None) -> int:
+    asked = arguments(argv)
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    iterations = asked.pairs + 2  # the first fills caches, the last writes a checkpoint and may be profiled
     own = {name: getattr(asked, name) for name in ("images", "steps", "updates")}
     rate = 3e-3 if asked.algorithm == "ddpo" else 3e-4
-    made = {"guidance": 3.0, "learning_rate": rate, "iterations": iterations}
+    # the first iteration fills caches, the last writes a checkpoint and may be profiled
+    made = {"guidance": 3.0, "learning_rate": rate, "iterations": asked.pairs + 2}
     algorithm = algorithm_of(asked.algorithm, own | made)
     settings = {"model": asked.model, "reward": reward_for(algorithm), "prompts": "shapes", "device": "cpu"}
+    settings["plan"] = {"micro_batch": asked.micro_batch, "sampling_batch": asked.sampling_batch}
     taken = Alternation(asked.pairs, asked.profile)
     with tempfile.TemporaryDirectory() as folder:
         run, policy = training(algorithm, settings, Path(folder), taken)

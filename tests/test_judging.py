@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -108,6 +109,10 @@ def test_runs_that_differ_in_their_seed_are_summed_up(tmp_path: Path) -> None:
     assert seeds["changes"]["brightness"] == over_seeds(changes)._asdict()
     assert found["seed"] == 1  # one noise for all
     assert "over 3 seeds" in judged(*words)
+    few = ("--evaluation.count", "1", "--evaluation.steps", "2")
+    found = numbers(*words[:2], "--anneal", "linear,step:.5", *few, file=tmp_path / "rules.json")
+    names = [["run-1, linear", "run-2, linear"], ["run-1, step:0.5", "run-2, step:0.5"]]
+    assert [group["names"] for group in found["seeds"]] == names
 
 
 def test_models_lora_files_and_names_that_are_equal(tmp_path: Path) -> None:
@@ -116,9 +121,9 @@ def test_models_lora_files_and_names_that_are_equal(tmp_path: Path) -> None:
     like = ("--model", runs.model(), "--rewards", runs.reward("brightness"), "--evaluation.count", "4")
     like += ("--evaluation.steps", "3", "--evaluation.guidance", "2")
     file = str(folder / runs.LORA)
-    found = numbers(file, file, "base", *like, file=tmp_path / "numbers.json", prompts=prompts)
+    found = numbers(file, str(folder / "lora"), "base", *like, file=tmp_path / "numbers.json", prompts=prompts)
     names = [row["name"] for row in found["rows"]]
-    assert names == ["tiny-model", "pytorch_lora_weights", "pytorch_lora_weights #2"]
+    assert names == ["tiny-model", "finished", "finished #2"]
     own = numbers(str(folder), file=tmp_path / "own.json")
     assert found["rows"][1]["scores"] == found["rows"][2]["scores"] == own["rows"][1]["scores"]
 
@@ -151,6 +156,68 @@ def test_a_set_with_a_held_out_sibling_is_judged_by_it(tmp_path: Path) -> None:
     own = tmp_path / "own"
     runs.train(runs.small(own, "--prompts", "animals", "--evaluation.prompts", "train"))
     assert runs.rows(own, "evaluations")[0]["prompts"] == "animals (the training prompts)"
+
+
+MIXED = ("--evaluation.count", "2", "--evaluation.images_per_prompt", "2")
+
+
+def test_weights_and_rules_are_models_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = str(runs.finished()[0]), tmp_path / "all"
+    asked = (run, "--mix", "0", ".5", "1", "--anneal", "base,tuned,linear", "--output", str(out), *MIXED)
+    judgements = []
+    real = judging.judge
+    monkeypatch.setattr(judging, "judge", lambda *a, **k: judgements.append(1) or real(*a, **k))
+    judged(*asked)
+    chart = (out / "diversity.svg").read_text()
+    assert len(judgements) == 4  # the base, its half, the run, and linear: the others are one of these
+    found = json.loads((out / "evaluation.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    names = ["tiny-model", "0 finished", "0.5 finished", "1 finished"]
+    assert list(rows) == [*names, "finished, base", "finished, tuned", "finished, linear"]
+    assert rows["0.5 finished"]["mix"] == {"finished": 0.5} and rows["finished, linear"]["anneal"] == "linear"
+    scores = {name: row["scores"] for name, row in rows.items()}
+    for base in ("0 finished", "finished, base"):
+        assert scores[base]["brightness"]["mean"] == scores["tiny-model"]["brightness"]["mean"]
+        assert scores[base]["brightness"]["change"] == 0
+    assert scores["1 finished"] == scores["finished, tuned"]
+    apart = [scores[name]["brightness"]["mean"] for name in (*names[1:], "finished, linear")]
+    assert len(set(apart)) == 4
+    texts = [text.text for text in ElementTree.fromstring(chart).iter("{http://www.w3.org/2000/svg}text")]
+    for said in ("from tiny-model to finished", "finished, annealed", "diversity, pixels (mean squared)", "brightness"):
+        assert said in texts, said
+    for label in ("0.5", "linear", "1, tuned", "tiny-model, 0, base"):  # points in one place share a text
+        assert texts.count(label) == 1, (label, texts)
+    x, y = (scores["0.5 finished"][name]["mean"] for name in ("diversity", "brightness"))
+    place = f"{x:g}, brightness {y:.4g}"
+    assert f"<title>from tiny-model to finished: diversity, pixels (mean squared) {place}</title>" in chart
+    judged(*asked)
+    assert len(judgements) == 4  # all were kept
+    judged(run, "--mix", "-.5", "--anneal", "power:2,linear", "--output", str(out), *MIXED)
+    assert len(judgements) == 6
+    judged(run, "--mix", ".5", "--output", str(tmp_path / "single"), "--evaluation.count", "1")
+    assert not (tmp_path / "single" / "diversity.svg").exists()  # one picture a prompt has no diversity
+    plain = judged(run, *MIXED, "--output", str(tmp_path / "run.json"))
+    own = json.loads((tmp_path / "run.json").read_text())["rows"][1]["scores"]
+    assert own == scores["1 finished"] and plain.count("judging") == 2
+
+
+def test_between_two_runs_lies_their_mix(tmp_path: Path) -> None:
+    one, two = str(runs.finished()[0]), str(runs.plain())
+    few = ("--evaluation.count", "2")
+    found = numbers(one, two, "--mix", "0", ".25", "1", *few, file=tmp_path / "mix.json")
+    assert [row["name"] for row in found["rows"]] == [
+        "tiny-model",
+        "1 finished + 0 plain",
+        "0.75 finished + 0.25 plain",
+        "0 finished + 1 plain",
+    ]
+    file = runs.train(["mix", one, two, "--weights", ".75", ".25", "--output", str(tmp_path)]).out.split()[-1]
+    like = ("--model", runs.model(), "--rewards", runs.reward("brightness"), "--evaluation.steps", "3")
+    prompts = str(runs.home() / "prompts.txt")
+    own = numbers(file, *like, "--evaluation.guidance", "2", *few, file=tmp_path / "own.json", prompts=prompts)
+    assert own["rows"][1]["scores"] == found["rows"][2]["scores"]
+    apart = {row["scores"]["brightness"]["mean"] for row in found["rows"]}
+    assert len(apart) == 4
 
 
 def test_judging_disturbs_no_global_generator() -> None:

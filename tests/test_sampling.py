@@ -40,6 +40,18 @@ def test_a_run_and_its_lora_file_draw_the_same(tmp_path: Path) -> None:
     assert pictures(lora) == drawn != pictures(base)
 
 
+def test_a_rule_leads_from_the_base_to_the_run(tmp_path: Path) -> None:
+    def drawn(name: str, *words: str) -> list[bytes]:
+        like = ("--prompts", "text:a cat", "--count", "2", "--steps", "4")
+        return pictures(grid_of(*words, *like, "--output_dir", str(tmp_path / name)))
+
+    run = ("--run", str(runs.finished()[0]))
+    tuned, base = drawn("tuned", *run), drawn("base", "--model", runs.model(), "--guidance", "2")
+    by_rule = {rule: drawn(rule, *run, "--anneal", rule) for rule in ("base", "tuned", "linear", "step:0.5")}
+    assert by_rule["base"] == base and by_rule["tuned"] == tuned
+    assert len({tuple(found) for found in by_rule.values()}) == 4
+
+
 def test_prompts_may_be_typed_and_everything_has_an_effect(tmp_path: Path) -> None:
     def drawn(name: str, *words: str) -> list[bytes]:
         like = ("--model", runs.model(), "--prompts", "text:a cat", "--steps", "2", "--guidance", "2", "--count", "2")
@@ -87,7 +99,21 @@ MISTAKES = [
     ("evaluate {home}", "{home} holds no config.yaml: name a folder that `tastemaker train` left."),
     ("evaluate {home}/no --evaluation.prompts animals", "--model {home}/no: no such folder."),
     ("evaluate {done}", "finished names no prompts to be judged by but those it was trained on: give others with"),
-    ("evaluate --model {model} --lora x", "there are no prompts to judge by: give --evaluation.prompts"),
+    ("evaluate --model {model}", "there are no prompts to judge by: give --evaluation.prompts"),
+    ("evaluate --model {model} --lora x.safetensors", "--lora x.safetensors: no LoRA file in safetensors format could"),
+    ("sample --run {done} --anneal lin", "--anneal 'lin': it is base, tuned, linear, power:2 or step:0.6"),
+    ("sample --run {done} --anneal", "--anneal needs a value."),
+    ("sample --model {model} --prompts text:x --anneal linear", "--anneal without a tuned model: give --run FOLDER"),
+    ("evaluate {model} --anneal linear", "--anneal without a tuned model: name a run's folder, or a LoRA file"),
+    ("evaluate {done} --anneal linear,power", "--anneal 'power': it is base, tuned, linear, power:2 or step:0.6"),
+    ("evaluate {done} --mix", "--mix needs a value."),
+    ("evaluate {done} --mix a", "--mix: 'a' is not a number. Write them with spaces: --mix .3 .7"),
+    ("evaluate {done} --mix 0 inf", "--mix: inf is not a finite number."),
+    (
+        "evaluate {done} {done} {done} --mix 0",
+        "--mix goes from the base to one LoRA or from one to another; found 3 of",
+    ),
+    ("evaluate {done} --mix 0 --report_to tensorboard", "--report_to tells of the runs themselves: leave it out with"),
     ("evaluate {done} --output x.txt", "--output x.txt: give FILE.json, FILE.csv, or a folder."),
     ("evaluate {model} --report_to tensorboard", "--report_to goes on with a run's trackers: name the run's folder"),
     ("evaluate {done} --evaluation.cuont 3", "--evaluation.cuont is not a setting of evaluation."),
@@ -129,6 +155,16 @@ def test_a_run_of_the_whole_network_is_drawn_with(tmp_path: Path) -> None:
         for name, which in places.items()
     )
     assert run_ == tuned != base
+    mix = ["mix", str(run), "--weights", "1", "--output", str(tmp_path / "x")]
+    for flag, words in {
+        "mix": mix,
+        "--anneal": ["sample", "--run", str(run), *few, "--anneal", "linear"],
+        "--mix and --anneal": ["evaluate", str(run), "--mix", ".5", "--anneal", "linear"],
+    }.items():
+        ran = runs.call(*words)
+        assert ran.code == 2 and ran.err.startswith(
+            f"tastemaker: {flag}: run tuned the whole network (--no-lora). Need"
+        )
 
 
 def test_a_run_that_has_not_ended_is_not_a_run_to_draw_with(tmp_path: Path) -> None:

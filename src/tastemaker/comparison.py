@@ -14,7 +14,9 @@ from rich.table import Table as Shown
 
 from tastemaker.evaluation.diversity import compare as compare_diversity
 from tastemaker.evaluation.evaluate import Trial, Verdict, compare
+from tastemaker.evaluation.guidance import rule
 from tastemaker.evaluation.statistics import FEW, Interval, over_seeds
+from tastemaker.reports.plot import Series, line_chart
 from tastemaker.subjects import Subject
 
 DIVERSITY = "diversity"
@@ -44,6 +46,8 @@ class Row:
     name: str
     base: str  # the row that it is compared with; its own name where it is one
     scores: dict[str, Score]
+    mix: dict[str, float]  # weights of LoRAs, where it is a mix
+    anneal: str  # the rule by which base and tuned model drew together; empty where none was asked for
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,44 @@ def row_of(subject: Subject, base: Subject, verdict: Verdict, before: Verdict, t
         found_ = compare_diversity("", before.diversity, verdict.diversity, seed=trial.seed)
         nothing = (math.nan,) * 4
         scores[DIVERSITY] = Score(*found_.tuned, *found_.change, *nothing)
-    return Row(subject.name, base.name, scores)
+    mix = {part.name: part.weight for part in subject.mix or ()}
+    return Row(subject.name, base.name, scores, mix, str(subject.anneal or ""))
+
+
+def front(table: Table) -> str:
+    """The first score against diversity as SVG, a point a weight and rule; empty where there are none of both."""
+    made = [row for row in table.rows if row.mix or row.anneal]
+    if not made or not all(DIVERSITY in row.scores for row in table.rows):
+        return ""
+    reward = next(iter(made[0].scores))
+    lines: dict[str, list[tuple[float, str, float, float]]] = {}  # name -> (place in the line, label, x, y)
+    for row in table.rows:
+        place, label, line = 0.0, row.name, row.name
+        if row.anneal:
+            by = rule(row.anneal)
+            place, label = sum(by.weight(i, table.steps) for i in range(table.steps)), row.anneal
+            line = f"{row.name.rpartition(', ')[0]}, annealed"
+        elif row.mix:
+            *before, (name, place) = row.mix.items()
+            label, line = f"{place:g}", f"from {before[0][0] if before else row.base} to {name}"
+        elif row.name != row.base:
+            continue
+        point = (place, label, row.scores[DIVERSITY].mean, row.scores[reward].mean)
+        if all(map(math.isfinite, point[2:])):
+            lines.setdefault(line, []).append(point)
+    title, axis = "what the reward costs in diversity", f"diversity, {table.metric}"
+    return line_chart(list(_series(lines)), title=title, x=axis, y=reward)
+
+
+def _series(lines: Mapping[str, list[tuple[float, str, float, float]]]) -> Iterator[Series]:
+    """The lines with their labels; of points in one place the first has those of all."""
+    at: dict[tuple[float, float], list[str]] = {}
+    for found in lines.values():
+        for _, label, x, y in found:
+            at.setdefault((x, y), []).append(label)
+    for name, found in lines.items():
+        rows = [(x, y, ", ".join(at.pop((x, y), []))) for _, _, x, y in sorted(found)]
+        yield Series(name, [x for x, _, _ in rows], [y for _, y, _ in rows], labels=[label for *_, label in rows])
 
 
 def with_seeds(found: Sequence[tuple[Subject, Row]]) -> list[Seeds]:
@@ -127,6 +168,7 @@ def with_seeds(found: Sequence[tuple[Subject, Row]]) -> list[Seeds]:
     for subject, row in found:
         if subject.file and subject.is_tuned:
             same = {key: value for key, value in subject.tree.items() if key not in APART}
+            same["variant"] = [row.anneal, list(row.mix.values())]
             groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append((subject, row))
     seeds = []
     for members in groups.values():

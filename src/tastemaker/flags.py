@@ -56,6 +56,21 @@ def _is_flag(word: str) -> bool:
     return word.startswith("--") or word in HELP  # a single dash begins a negative number
 
 
+def joined(argv: Sequence[str], flag: str) -> list[str]:
+    """The words with `--flag .3 .7` as `--flag=.3,.7`: behind it, numbers are its values."""
+    words, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, sign, value = word.partition("=")
+        if name == flag:
+            values = [value] if sign else []
+            while rest and _is_number(rest[0]):
+                values.append(rest.pop(0))
+            word = f"{flag}={','.join(values)}" if values else word
+        words.append(word)
+    return words
+
+
 def target(argv: Sequence[str], *, command: str) -> tuple[str, dict[str, Any]] | None:
     """The algorithm or recipe that a command line names, and its flags; None when help was asked for and printed.
 
@@ -81,3 +96,10 @@ def target(argv: Sequence[str], *, command: str) -> tuple[str, dict[str, Any]] |
             f"Algorithms: {', '.join(config.algorithms())}.  Recipes: {', '.join(config.recipes()) or 'none yet'}."
         )
     return words[0], tree
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return all(isinstance(float(part), float) for part in word.split(","))
+    except ValueError:
+        return False

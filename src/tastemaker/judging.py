@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,10 @@ from tastemaker import config
 from tastemaker.comparison import Row, Table, row_of, with_seeds
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, Verdict, judge
+from tastemaker.evaluation.guidance import rule
+from tastemaker.evaluation.mixing import numbers
 from tastemaker.planning import judged_by, judged_prompts, trial_of
-from tastemaker.policy.policy import Exportable
+from tastemaker.policy.policy import Policy
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
@@ -22,7 +24,7 @@ from tastemaker.rewards import named
 from tastemaker.rewards.reward import NamedReward
 from tastemaker.settings import RunSettings
 from tastemaker.shelf import Shelf
-from tastemaker.subjects import Subject, of_words, policy_of
+from tastemaker.subjects import Part, Subject, of_words, policy_of, renamed
 from tastemaker.training.record import Bars
 
 BATCH = 32  # pictures a call
@@ -46,6 +48,7 @@ class Judging:
     flags: Mapping[str, Any]
     shelf: Shelf
     metric: Metric | None = None
+    made: dict[tuple[Any, ...], Verdict] = field(default_factory=dict)  # by what draws
 
     def all(self, subjects: Sequence[Subject]) -> Iterator[tuple[Subject, Subject, Verdict]]:
         """(subject, its base, verdict), every base before the models that were tuned from it."""
@@ -60,19 +63,23 @@ class Judging:
         bars.end()
 
     def _verdict(self, subject: Subject, bars: Bars) -> Verdict:
-        kept = self.shelf.find(subject, self.bench)
-        if kept is not None:
-            return kept
-        policy = policy_of(subject.tuned, self.flags, subject.lora)
+        verdict = self.shelf.find(subject, self.bench)
+        if verdict is None:
+            verdict = self.made.get(subject.drawing) or self._judged(subject, bars)
+            self.shelf.keep(subject, self.bench, verdict, self.metric.name if self.metric else self.shelf.metric)
+        self.made[subject.drawing] = verdict
+        return verdict
+
+    def _judged(self, subject: Subject, bars: Bars) -> Verdict:
+        policy = policy_of(subject, self.flags)
         if self.metric is None and len(set(self.bench.trial.prompts.groups)) < len(self.bench.trial.prompts):
             self.metric = self._metric(policy)
         print(f"judging {subject.name}", flush=True)
         verdict = judge(policy, self.bench.judges, self.bench.trial, metric=self.metric, progress=bars)
         bars.end()
-        self.shelf.keep(subject, self.bench, verdict, self.metric.name if self.metric else "")
         return verdict
 
-    def _metric(self, policy: Exportable) -> Metric:
+    def _metric(self, policy: Policy) -> Metric:
         with torch.no_grad():
             picture = policy.decode(torch.zeros(1, *policy.latent_shape, device=policy.device))
         size, weights = min(picture.shape[-2:]), self.bench.settings.lpips_weights
@@ -94,8 +101,9 @@ def compared(
 
     output: a folder that keeps verdicts and pictures, from which what is there already is taken.
     """
-    subjects = of_words(words, flags)
-    bench = _bench(subjects[0], flags, judges, prompts)
+    named_ = of_words(words, flags)
+    subjects = variants(named_, flags)
+    bench = _bench(named_[0], flags, judges, prompts)
     shelf = Shelf(output)
     judging = Judging(bench, flags, shelf)
     found: list[tuple[Subject, Row]] = []
@@ -118,6 +126,38 @@ def compared(
     )
     shelf.show(table, bench, verdicts)
     return table
+
+
+def variants(subjects: Sequence[Subject], flags: Mapping[str, Any]) -> list[Subject]:
+    """What --mix and --anneal make of the tuned subjects, in the place of them; without these flags the same.
+
+    Errors: ValueError for weights and rules that are none, and for subjects that they cannot work on.
+    """
+    weights = numbers(str(flags["mix"]), "--mix") if "mix" in flags else []
+    rules = [rule(text) for text in str(flags["anneal"]).split(",")] if "anneal" in flags else []
+    if not weights and not rules:
+        return list(subjects)
+    tuned = [one for one in subjects if one.is_tuned]
+    asked = " and ".join(f"--{flag}" for flag in ("mix", "anneal") if flag in flags)
+    if not tuned:
+        raise ValueError(f"{asked} without a tuned model: name a run's folder, or a LoRA file beside --model.")
+    for one in tuned:
+        one.need_lora(asked)
+    if weights and len(tuned) > 2:
+        raise ValueError(f"--mix goes from the base to one LoRA or from one to another; found {len(tuned)} of them.")
+    if weights and tuned[0].model != tuned[-1].model:
+        raise ValueError(f"--mix: {tuned[0].name} and {tuned[1].name} were not tuned from the same base and size.")
+    found = [one for one in subjects if not one.is_tuned]
+    found += [_between(tuned, weight) for weight in weights]
+    return renamed(found + [replace(one, name=f"{one.name}, {by}", anneal=by) for one in tuned for by in rules])
+
+
+def _between(tuned: Sequence[Subject], weight: float) -> Subject:
+    """base + weight (tuned - base), or of two (1 - weight) the first + weight the second."""
+    weights = [weight] if len(tuned) == 1 else [1 - weight, weight]
+    parts = tuple(Part(one.name, one.need_lora("--mix"), w) for one, w in zip(tuned, weights, strict=True))
+    name = " + ".join(f"{part.weight:g} {part.name}" for part in parts)
+    return replace(tuned[0], name=name, lora=None, mix=parts)
 
 
 def _bench(first: Subject, flags: Mapping[str, Any], judges: Sequence[NamedReward], own: PromptSource | None) -> Bench:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tastemaker.build import suggest
 from tastemaker.evaluation.evaluate import Trial, draw_pictures, trial_prompts
+from tastemaker.evaluation.guidance import rule
 from tastemaker.layers import Switch
-from tastemaker.policy.policy import Exportable
+from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.sources import source
 from tastemaker.reports.pictures import grid, save
-from tastemaker.subjects import number, of_flags, policy_of, whole
+from tastemaker.subjects import Subject, number, of_flags, policy_of, whole
 from tastemaker.training.record import Bars
 
 FLAGS = {"run", "model", "lora", "device", "mixed_precision", "seed", "prompts", "count", "steps", "guidance"}
-FLAGS |= {"resolution", "output_dir", "negative_prompt"}
+FLAGS |= {"resolution", "output_dir", "negative_prompt", "anneal"}
 
 
 def sample(flags: Mapping[str, Any]) -> list[Path]:
     """Pictures of `--prompts`, singly and as a grid; returns the grid's path last."""
     refuse_unknown("sample", flags, FLAGS)
-    subject = of_flags(flags)
+    subject = _annealed(of_flags(flags), flags)
     tree, defaults = subject.tree, subject.tree.get("algorithm", {})
     prompts = flags.get("prompts", tree.get("prompts"))
     if not prompts:
@@ -42,11 +44,21 @@ def sample(flags: Mapping[str, Any]) -> list[Path]:
     )
     if "negative_prompt" in flags and trial.guidance <= 1:
         raise ValueError(f"--negative_prompt has no effect at --guidance {trial.guidance}, which is none.")
-    policy = policy_of(subject.tuned, flags, subject.lora)
+    policy = policy_of(subject, flags)
     return _draw(policy, trial, _made(Path(str(flags.get("output_dir", "samples"))).expanduser()))
 
 
-def _draw(policy: Exportable, trial: Trial, output: Path) -> list[Path]:
+def _annealed(subject: Subject, flags: Mapping[str, Any]) -> Subject:
+    if "anneal" not in flags:
+        return subject
+    by = rule(str(flags["anneal"]))
+    if not subject.is_tuned:
+        raise ValueError("--anneal without a tuned model: give --run FOLDER, or --lora FILE beside --model.")
+    subject.need_lora("--anneal")
+    return replace(subject, anneal=by)
+
+
+def _draw(policy: Policy, trial: Trial, output: Path) -> list[Path]:
     bars, pictures = Bars(), []
     bars.begin("sampling", len(trial.prompts))
     for part in trial.prompts.split(trial.batch):

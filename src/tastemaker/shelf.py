@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tastemaker.comparison import Table, front
 from tastemaker.evaluation.evaluate import Verdict
 from tastemaker.folder import write_text
 from tastemaker.policy.load import folder as model_folder
@@ -22,10 +23,10 @@ from tastemaker.reports.pictures import grid
 from tastemaker.subjects import OF_MODEL, Subject
 
 if TYPE_CHECKING:
-    from tastemaker.comparison import Table
     from tastemaker.judging import Bench
 
 ACROSS = 8  # pictures of a model in the grid, each of another prompt
+FRONT = "diversity.svg"
 SCHEMA = 1
 
 
@@ -33,7 +34,8 @@ SCHEMA = 1
 class Shelf:
     """Keeps nothing where there is no folder.
 
-    folder: evaluation.json, evaluation.csv, grid.png, images/<model>/<id>.png, verdicts/<digest>.json.
+    folder: evaluation.json, evaluation.csv, grid.png, images/<model>/<id>.png, verdicts/<digest>.json; diversity.svg of
+    mixes and annealed models.
     """
 
     folder: Path | None
@@ -80,6 +82,8 @@ class Shelf:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "evaluation.json", table.json())
         write_text(self.folder / "evaluation.csv", table.csv())
+        if chart := front(table):
+            write_text(self.folder / FRONT, chart)
         groups = bench.trial.prompts.groups
         firsts = [groups.index(group) for group in dict.fromkeys(groups)][:ACROSS]
         scores = next(iter(bench.judges)).name
@@ -103,12 +107,15 @@ class Shelf:
             SCHEMA,
             subject.name,
             [str(subject.tree.get(key)) for key in (*OF_MODEL, "mixed_precision")],
-            list(_weights(subject)),
+            list(_weights(subject.plain)),
             asked,
             [list(trial.prompts.texts), list(trial.prompts.groups), repr(trial.prompts.metadata)],
-            [[judge.name, _source(judge.function)] for judge in bench.judges],
+            [[judge.name, _source(judge.function), _settings(judge.function)] for judge in bench.judges],
             bench.settings.lpips_weights,
         ]
+        one = subject.plain
+        if one.mix or one.anneal:
+            parts.append([[part.weight for part in one.mix or ()], str(one.anneal)])
         digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
         return self.folder / "verdicts" / f"{digest}.json"
 
@@ -116,11 +123,17 @@ class Shelf:
 def _weights(subject: Subject) -> Iterator[tuple[str, int, int]]:
     """Files of the model that is judged, with their sizes and times: a model that was trained again is another one."""
     tuned = subject.tuned
-    places = [Path(str(subject.lora.file)).expanduser()] if subject.lora and subject.lora.file else []
+    loras = [subject.lora, *(part.lora for part in subject.mix or ())]
+    places = [Path(lora.file).expanduser() for lora in loras if lora and lora.file]
     home = model_folder(str(tuned["model"])) or Path(str(tuned["model"])).expanduser()
     for place in [*places, home]:
         for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []:
             yield file.name, file.stat().st_size, file.stat().st_mtime_ns
+
+
+def _settings(function: Any) -> str:
+    """What a judge was given: a function's bound arguments, an object's fields."""
+    return repr(function if is_dataclass(function) else getattr(function, "keywords", {}))
 
 
 def _source(function: Any) -> str:

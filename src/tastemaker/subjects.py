@@ -5,22 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
 
 from tastemaker import config, devices
-from tastemaker.build import Where, build
+from tastemaker.build import Where, attribute, build
+from tastemaker.evaluation.guidance import Annealed, Rule
+from tastemaker.evaluation.mixing import Adapter, Member, layers, mixed, rank_of
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
-from tastemaker.policy.load import BUILT_IN, load
+from tastemaker.policy.hub import INDEX
+from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
 from tastemaker.policy.load import folder as model_folder
-from tastemaker.policy.policy import Exportable
+from tastemaker.policy.lora_file import DIFFUSERS, read
+from tastemaker.policy.policy import Exportable, Policy
 from tastemaker.policy.weights import LoRA
 
 BASE = "base"  # the word for the untuned model, which is judged anyway
 OF_MODEL = ("model", "revision", "variant", "resolution", "height", "width")  # settings that make a base model
+
+
+class Part(NamedTuple):
+    """A LoRA of a mix."""
+
+    name: str
+    lora: LoRA
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -32,11 +44,30 @@ class Subject:
     file: Path | None = None  # the run's config.yaml
     lora: LoRA | None = None
     pipeline: Path | None = None  # the tuned model, where it is more than a LoRA
+    mix: tuple[Part, ...] | None = None  # LoRAs by their weights, in the place of one
+    anneal: Rule | None = None  # how base and tuned model draw together
 
     @property
     def is_tuned(self) -> bool:
         """Whether there is a base model beside it."""
-        return self.lora is not None or self.pipeline is not None
+        return self.lora is not None or self.pipeline is not None or self.mix is not None
+
+    @property
+    def plain(self) -> Subject:
+        """The simplest subject that draws the same: without weights of 0, without rules that always say 0 or 1."""
+        parts = tuple(part for part in self.mix or () if part.weight)
+        if self.anneal == Rule("base") or (self.mix is not None and not parts):
+            return self.base
+        one = replace(self, anneal=None if self.anneal == Rule("tuned") else self.anneal)
+        if len(parts) == 1 and parts[0].weight == 1.0:
+            return replace(one, mix=None, lora=parts[0].lora)
+        return replace(one, mix=parts or None)
+
+    @property
+    def drawing(self) -> tuple[Any, ...]:
+        """What its pictures are made by: equal for two subjects, their pictures are."""
+        one = self.plain
+        return (*one.model, one.tree.get("mixed_precision"), one.pipeline, one.lora, one.mix, one.anneal)
 
     @property
     def tuned(self) -> Mapping[str, Any]:
@@ -50,6 +81,15 @@ class Subject:
         model = str(self.tree["model"])
         name = model if model in BUILT_IN else Path(model).name
         return Subject(name, self.tree, self.file)
+
+    def need_lora(self, flag: str) -> LoRA:
+        """Its LoRA. Errors: ValueError, naming the flag that needs one, where it tuned the whole network."""
+        if self.lora is None:
+            raise ValueError(
+                f"{flag}: {self.name} tuned the whole network (--no-lora). Needed: a LoRA, whose change can be weighed "
+                "and switched off."
+            )
+        return self.lora
 
     @property
     def model(self) -> tuple[Any, ...]:
@@ -70,7 +110,15 @@ def of_flags(flags: Mapping[str, Any]) -> Subject:
     if "lora" not in flags:
         return found
     adapter = lora_of(flags["lora"])
-    return replace(found, name=Path(str(adapter.file)).stem, lora=adapter)
+    return replace(found, name=lora_name(str(adapter.file)), lora=adapter)
+
+
+def lora_name(place: str) -> str:
+    """What a LoRA is called: its file's name, or where that is everybody's, its folder's."""
+    path = Path(place).expanduser().absolute()
+    for usual in (DIFFUSERS, "lora"):
+        path = path.parent if path.name == usual else path
+    return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def of_words(words: Sequence[str], flags: Mapping[str, Any]) -> list[Subject]:
@@ -83,18 +131,24 @@ def of_words(words: Sequence[str], flags: Mapping[str, Any]) -> list[Subject]:
         path = Path(word).expanduser()
         if word == BASE:
             found += [of_model(str(flags["model"]))] if "model" in flags else []
-        elif (path / CONFIG).is_file() or path.is_dir() and not (path / "model_index.json").is_file():
-            found.append(of_run(path))
-        elif path.suffix == ".safetensors" and "model" in flags:
+        elif "model" in flags and _is_lora(path):
             found.append(of_flags({"model": flags["model"], "lora": word}))
+        elif (path / CONFIG).is_file() or path.is_dir() and not (path / INDEX).is_file():
+            found.append(of_run(path))
         else:
             found.append(of_model(word))
     if not found:
         raise ValueError("`base` is the base of what? Name a run, or the model with --model.")
-    return _renamed(found)
+    return renamed(found)
 
 
-def _renamed(found: list[Subject]) -> list[Subject]:
+def _is_lora(path: Path) -> bool:
+    """A file, or a folder that holds one and is neither a run nor a model."""
+    other = any((path / name).is_file() for name in (CONFIG, INDEX))
+    return path.suffix == ".safetensors" or not other and any(path.glob("*.safetensors"))
+
+
+def renamed(found: Sequence[Subject]) -> list[Subject]:
     """Names that are equal get a number."""
     names: list[str] = []
     for one in found:
@@ -132,10 +186,58 @@ def lora_of(found: Any) -> LoRA:
     if "name" not in settings:
         raise ValueError("--lora.KEY has no effect without a file: give --lora FILE too.")
     settings["file"] = settings.pop("name")
-    return cast(LoRA, build(LoRA, settings, Where("--lora", "lora")))
+    lora = cast(LoRA, build(LoRA, settings, Where("--lora", "lora")))
+    return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter_of(str(lora.file))[1], lora)
 
 
-def policy_of(tree: Mapping[str, Any], flags: Mapping[str, Any], lora: LoRA | None) -> Exportable:
+def adapter_of(file: str) -> tuple[str, Adapter]:
+    """The component of its family that a LoRA tunes ("unet"), and its tensors, whichever family knows its names.
+
+    Errors: ValueError where no family does.
+    """
+    wrong: list[ValueError] = []
+    for pipeline, entry in FAMILIES.items():
+        with quiet():  # importing diffusers' pipelines gives advice
+            component, kind = attribute(f"{entry.partition(':')[0]}:COMPONENT"), attribute(f"diffusers:{pipeline}")
+        try:
+            return component, read(file, kind, component)
+        except ValueError as error:
+            wrong.append(error)
+    raise wrong[0]
+
+
+def _fitting(adapter: Adapter, lora: LoRA) -> LoRA:
+    """The same with the adapter's rank, and its layers where the usual ones are not all of them."""
+    names = tuple(layer for layer, _, _ in layers(adapter))
+    usual = all(name.endswith(tuple(f".{target}" for target in lora.targets)) for name in names)
+    return replace(lora, rank=rank_of(adapter), targets=lora.targets if usual else names)
+
+
+def policy_of(subject: Subject, flags: Mapping[str, Any]) -> Policy:
+    """The model that a subject is."""
+    one = subject.plain
+    assert not (one.anneal and one.pipeline), "there is no base in a policy of the whole network"
+    policy = _mixture(one, flags) if one.mix else _loaded(one.tuned, flags, one.lora)
+    return Annealed(policy, one.anneal) if one.anneal else policy
+
+
+def _mixture(subject: Subject, flags: Mapping[str, Any]) -> Exportable:
+    """The model with the mix of its LoRAs, which no file holds."""
+    parts = subject.mix or ()
+    adapter = mixed([Member(part.name, adapter_of(str(part.lora.file))[1], part.weight) for part in parts])
+    policy = _loaded(subject.tree, flags, _fitting(adapter, LoRA()))
+    for name, parameter in policy.named_parameters().items():
+        value = adapter.get(name, torch.zeros_like(parameter))
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"{subject.name}: {name!r} is {list(value.shape)}, in --model {subject.tree['model']} it is "
+                f"{list(parameter.shape)}. Use the model that the LoRAs were made for."
+            )
+        parameter.data.copy_(value)
+    return policy
+
+
+def _loaded(tree: Mapping[str, Any], flags: Mapping[str, Any], lora: LoRA | None) -> Exportable:
     size = whole(flags, "resolution", 0) if "resolution" in flags else tree.get("resolution")
     return load(
         str(tree["model"]),

@@ -132,6 +132,14 @@ def test_many_points_are_a_line_with_its_end() -> None:
     assert len(list(svg.iter(f"{SVG}circle"))) == 1
 
 
+def test_points_have_their_texts_beside_them() -> None:
+    svg = chart(Series("a", [0, 1, 2], [0, 1, math.nan], labels=["first", "", "lost"]))
+    said = ["".join(n.itertext()) for n in svg.iter(f"{SVG}text")]
+    assert "first" in said and "lost" not in said
+    with pytest.raises(ValueError, match="'a' has 2 x and 1 labels"):
+        chart(Series("a", [0, 1], [0, 1], labels=["one"]))
+
+
 def test_is_written_and_says_the_same_again(tmp_path: Path) -> None:
     series = [Series("a", [0, 1], [1, 2])]
     text = line_chart(series, title="t", x="x", y="y", path=tmp_path / "curve.svg")

@@ -8,29 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker import flags
+from tastemaker.flags import joined
 
 USAGE = """tastemaker evaluate WHAT [WHAT ...] [--rewards NAME,NAME] [--evaluation.count 64] [--output WHERE]
 
   WHAT           a folder that `train` left, a LoRA file (with --model), or a model: a built-in one, a folder, a hub id.
                  The base of what was tuned is judged too. Runs that differ in their seed alone are summed up.
-  --model        the base model of LoRA files; above rank 4 give --lora FILE and --lora.rank
+  --model        the base model of LoRA files
   --run, --lora  one run, one LoRA file, instead of words
   --rewards      what to judge by (default: the first run's reward and its held-out rewards)
+  --mix          0 .25 .5 .75 1: in the place of a run, its base with so much of its change; of two runs A and B
+                 what lies between them, (1 - w) A + w B
+  --anneal       linear,power:2,step:.6,base,tuned: in its place, base and tuned model drawing together by these rules
   --evaluation.prompts   a set, a file, a list; `train` are the training prompts, which are taken only when asked for
   --evaluation.count --evaluation.images_per_prompt --evaluation.steps --evaluation.guidance
   --evaluation.sampler   `deterministic` (default) or `train`: the chain that drew the training pictures
   --lpips_weights        of the distance that diversity is measured by: auto, download, off, or a path
-  --output       FILE.json, FILE.csv, or a folder: both, a grid, every picture, and verdicts that are not made twice
+  --output       FILE.json, FILE.csv, or a folder: both, a grid, every picture, verdicts that are not made twice; and a
+                 plot of reward against diversity for --mix and --anneal (--evaluation.images_per_prompt 2 or more)
   --report_to    also tell the run's trackers: tensorboard, wandb, trackio
   --seed --device --mixed_precision
 """
 FLAGS = {"run", "model", "lora", "device", "mixed_precision", "seed", "rewards", "evaluation", "output", "report_to"}
-FLAGS |= {"lpips_weights"}
+FLAGS |= {"lpips_weights", "mix", "anneal"}
 
 
 def main(argv: Sequence[str]) -> int:
     """Judge all on the same prompts and noise, and print the paired changes."""
-    words, tree, wanted = flags.parse(argv)
+    words, tree, wanted = flags.parse(joined(argv, "--mix"))
     if wanted:
         print(USAGE, end="")
         return 0
@@ -71,6 +76,8 @@ def _runs(words: Sequence[str], tree: Mapping[str, Any]) -> list[Any]:
     from tastemaker.reports import trackers
     from tastemaker.subjects import of_words
 
+    if {"mix", "anneal"} & tree.keys():
+        raise ValueError("--report_to tells of the runs themselves: leave it out with --mix and --anneal.")
     trackers.need(str(tree["report_to"]).split(","))
     runs = [one for one in of_words(words, tree) if one.file and one.is_tuned]
     if not runs:

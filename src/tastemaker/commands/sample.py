@@ -10,8 +10,9 @@ USAGE = """tastemaker sample (--model MODEL [--lora FILE] | --run FOLDER) --prom
 
   --model     a built-in model, a hub id or a folder in diffusers layout
   --run       a folder that `train` left: its model with its LoRA, or the whole model that it tuned
-  --lora      a LoRA file, such as FOLDER/lora/pytorch_lora_weights.safetensors (above rank 4: --lora.rank)
+  --lora      a LoRA file, such as FOLDER/lora/pytorch_lora_weights.safetensors
   --prompts   a prompt set, a file, hub:owner/name, file.py:function, or `text:a red circle`
+  --anneal    from the base to the tuned model along the chain: linear, power:2, step:0.6 (the base up to that share)
   --count     pictures, the first prompts of the set in the seed's order (default 8)
   --seed --steps --guidance --resolution --negative_prompt --device --mixed_precision --output_dir (default: samples)
 """

@@ -14,7 +14,7 @@ USAGE = """tastemaker sweep NAME --over SETTING=VALUE,VALUE [--seeds 3] [--outpu
 
   NAME           an algorithm or a recipe, as for `train`
   --over         a setting and its values: algorithm.clip=1e-5,1e-4; several with semicolons, then all combinations:
-                 'algorithm.clip=1e-5,1e-4;lora.rank=4,16'
+                 'algorithm.clip=1e-5,1e-4;lora.rank=4,16'; lora=on,off is with and without LoRA
   --seeds        runs of every variant, with the seeds 0, 1, ... (default 1)
   --output_dir   FOLDER/VARIANT/seed-K are the runs (default runs/sweep-NAME)
 
@@ -24,7 +24,7 @@ reward against iterations, reward queries, network rows and diversity, and a gri
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make what is missing, then show all; 1 where a run broke."""
+    """Make what is missing, then show all; 1 where a run broke, 0 too where it was stopped with a checkpoint."""
     words, tree, wanted = flags.parse(argv)
     if wanted:
         print(USAGE, end="")
@@ -46,12 +46,16 @@ def _sweep(name: str, tree: dict[str, Any], over: str, seeds: int, place: Path) 
     from rich.console import Console
 
     from tastemaker.sweep_report import show, table
-    from tastemaker.sweeping import Sweep
+    from tastemaker.sweeping import Stopped, Sweep
 
     for key in ("seed", "overwrite", "resume_from_checkpoint", "dry_run", "push_to_hub", "hub_model_id"):
         if key in tree:
             raise ValueError(f"--{key} has no meaning for a sweep, which has runs of its own: leave it out.")
-    made = Sweep(name, tree, over, seeds, place).make()
+    try:
+        made = Sweep(name, tree, over, seeds, place).make()
+    except Stopped as stopped:
+        print(stopped)
+        return 0
     paths = show(Path(name).stem, made, place)
     console = Console(highlight=False, width=max(140, shutil.get_terminal_size((140, 24)).columns))
     console.print()

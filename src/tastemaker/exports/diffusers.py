@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from tastemaker.policy.policy import Exportable
 
@@ -22,17 +25,24 @@ def save(policy: Exportable, output_dir: Path) -> Path:
     tensors = policy.lora_tensors()
     if tensors is None:
         return _save_pipeline(policy, Path(output_dir) / PIPELINE)
+    # Loaders that drop metadata would take alpha = rank: with the factor inside the weights that is right.
+    write_lora(Path(output_dir) / LORA, tensors, {"scale": "alpha / rank is inside lora.up; load with strength 1"})
+    return Path(output_dir) / LORA
+
+
+def write_lora(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """A LoRA file, whole or not at all; notes: more of its metadata."""
     from safetensors.torch import save as to_bytes
 
-    path = Path(output_dir) / LORA
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Loaders that drop metadata would take alpha = rank: with the factor inside the weights that is right.
-    notes = {"format": "pt", "software": "tastemaker", "scale": "alpha / rank is inside lora.up; load with strength 1"}
     arranged = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(_sorted_header(to_bytes(arranged, metadata=notes)))
-    os.replace(partial, path)
-    return path
+    try:
+        file = to_bytes(arranged, metadata={"format": "pt", "software": "tastemaker", **notes})
+        partial.write_bytes(_sorted_header(file))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _sorted_header(file: bytes) -> bytes:

@@ -21,10 +21,16 @@ def learning_curve(
     """
     trained = [row for row in metrics if "mean" in row["reward"]]
     judged = [row for row in evaluations if reward in row["reward"]]
-    ends = [[_number(row["reward"][reward][key]) for row in judged] for key in ("mean", "low", "high")]
+    mean, low, high = ([_number(row["reward"][reward][key]) for row in judged] for key in ("mean", "low", "high"))
     series = [
         Series("training pictures", [r["iteration"] for r in trained], [r["reward"]["mean"] for r in trained]),
-        Series(f"evaluation on {judged[-1]['prompts']}" if judged else "", [r["iteration"] for r in judged], *ends),
+        Series(
+            f"evaluation on {judged[-1]['prompts']}" if judged else "",
+            [r["iteration"] for r in judged],
+            mean,
+            low,
+            high,
+        ),
     ]
     return line_chart([one for one in series if one.x], title=reward, x="iteration", y="reward", path=path)
 

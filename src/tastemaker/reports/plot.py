@@ -39,7 +39,7 @@ _STYLE_DARK = """
 
 
 class Series(NamedTuple):
-    """One line: points (x, y), and where both are given the interval from `low` to `high` around it.
+    """One line: points (x, y), where both are given the interval from `low` to `high` around it, and texts beside them.
 
     A value that is not finite makes a gap, as a run that has no number for an iteration should.
     """
@@ -49,6 +49,7 @@ class Series(NamedTuple):
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    labels: Sequence[str] = ()
 
 
 class _Scale(NamedTuple):
@@ -123,15 +124,15 @@ def _document(title: str, body: Sequence[str]) -> str:
 
 
 def _checked(one: Series) -> Series:
-    for name, column in (("y", one.y), ("low", one.low), ("high", one.high)):
+    for name, column in (("y", one.y), ("low", one.low), ("high", one.high), ("labels", one.labels or None)):
         if column is not None and len(column) != len(one.x):
             raise ValueError(f"series {one.name!r} has {len(one.x)} x and {len(column)} {name}: give one for each x.")
     if (one.low is None) != (one.high is None):
         raise ValueError(
             f"series {one.name!r} has one end of its interval only: give both `low` and `high`, or neither."
         )
-    columns = ([float(v) for v in column] if column is not None else None for column in one[1:])
-    return Series(one.name, *columns)  # type: ignore[arg-type]
+    low, high = ([float(v) for v in column] if column is not None else None for column in (one.low, one.high))
+    return Series(one.name, [float(v) for v in one.x], [float(v) for v in one.y], low, high, one.labels)
 
 
 def _style() -> str:
@@ -205,7 +206,21 @@ def _marks(one: Series, k: int, horizontal: _Scale, vertical: _Scale, words: tup
             f'<circle class="tm-point tm-f{colour}" cx="{_at(horizontal(a))}" cy="{_at(vertical(b))}" r="3.75">'
             f"<title>{told}</title></circle>"
         )
-    return out
+    return out + [_label(horizontal(a), vertical(b), one.labels[k]) for a, b, k in _labelled(one)]
+
+
+def _labelled(one: Series) -> list[tuple[float, float, int]]:
+    """The points that have a text beside them, and which."""
+    places = _pieces(one.x, one.y, range(len(one.x))) if one.labels else []
+    return [(a, b, int(k)) for piece in places for a, b, k in piece if one.labels[int(k)]]
+
+
+def _label(x: float, y: float, text: str) -> str:
+    """Beside a point: above to its right, and where that is over the edge below to its left."""
+    left = x + 9 + _width(text, 13) > WIDTH - 8
+    dx, dy, anchor = (-9, 17, "end") if left else (9, -7, "start")
+    place = f'x="{_at(x + dx)}" y="{_at(y + dy)}" text-anchor="{anchor}"'
+    return f'<text class="tm-words" {place}>{_safe(text)}</text>'
 
 
 def _pieces(*columns: Sequence[float]) -> list[list[tuple[float, ...]]]:

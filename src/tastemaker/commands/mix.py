@@ -1,0 +1,157 @@
+"""`tastemaker mix A B --weights .3 .7 --output WHERE`: a weighted sum of LoRAs as one LoRA file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tastemaker import flags
+from tastemaker.layers import Switch
+
+if TYPE_CHECKING:
+    from tastemaker.evaluation.mixing import Lost, Member
+
+USAGE = """tastemaker mix LORA [LORA ...] --weights .3 .7 --output FILE_OR_FOLDER [--rank R]
+
+  LORA         a folder that `train` left, or what --lora takes: a .safetensors file, a folder that holds one, a hub id;
+               or `base`, the untuned model, which changes nothing
+  --weights    a number for each: the mix is base + the sum of weight x change. They need not sum to 1: .5 of one LoRA
+               is half of it; above 1 and below 0 it goes beyond
+  --output     FILE.safetensors, or a folder, for a file pytorch_lora_weights.safetensors in it
+  --rank       of the mix, by singular values, and what that leaves out is told; without it the mix is exact and its
+               rank the sum of the ranks
+  --overwrite  a file that is there
+"""
+FLAGS = {"weights", "output", "rank", "overwrite"}
+BASE = "base"
+
+
+class Mixed(NamedTuple):
+    """What was written."""
+
+    file: Path
+    layers: int
+    rank: int
+    lost: Lost
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the file and say what is in it."""
+    words, tree, wanted = flags.parse(flags.joined(argv, "--weights"))
+    if wanted:
+        print(USAGE, end="")
+        return 0
+    overwrite = tree.pop("overwrite", Switch.OFF)
+    if not isinstance(overwrite, Switch):
+        raise ValueError(f"--overwrite takes no value, found {overwrite!r}: write it behind the LoRAs.")
+    from tastemaker.evaluation.mixing import numbers
+    from tastemaker.sampling import refuse_unknown
+    from tastemaker.subjects import whole
+
+    refuse_unknown("mix", tree, FLAGS)
+    for flag in ("weights", "output"):
+        if flag not in tree:
+            raise ValueError(f"mix needs --{flag}.  (tastemaker mix --help)")
+    weights = numbers(str(tree["weights"]), "--weights")
+    if len(words) != len(weights):
+        raise ValueError(
+            f"there are {len(words)} LoRAs ({', '.join(words)}) and {len(weights)} --weights: one for each."
+        )
+    rank = whole(tree, "rank", 1) if "rank" in tree else None
+    loras = list(zip(words, weights, strict=True))
+    made = _mix(loras, Path(str(tree["output"])), rank=rank, overwrite=overwrite is Switch.ON)
+    print(f"  {' + '.join(f'{weight:g} {word}' for word, weight in loras)}: {made.layers} layers, rank {made.rank}")
+    if made.lost.layer:
+        print(f"  relative error {made.lost.total:.3g}; {made.lost.worst:.3g} in the worst layer, {made.lost.layer}")
+    print(f"  {made.file}")
+    return 0
+
+
+def mix(
+    loras: Mapping[str | Path, float], *, output: str | Path, rank: int | None = None, overwrite: bool = False
+) -> Path:
+    """A weighted sum of LoRAs as one LoRA file, `mix({"runs/a": .3, "runs/b": .7}, output="mixes/ab")`; its path.
+
+    loras: runs' folders, LoRA files, their folders or hub ids, or "base", with their weights: any finite numbers.
+    output: a .safetensors file, or a folder.
+    rank: of the result, by singular values; None is the sum of the ranks, and exact.
+    Errors: ValueError where something is no LoRA, they were made for different models, or the file is there already.
+    """
+    return _mix(list(loras.items()), Path(output), rank=rank, overwrite=overwrite).file
+
+
+def _mix(loras: Sequence[tuple[str | Path, float]], output: Path, *, rank: int | None, overwrite: bool) -> Mixed:
+    from tastemaker.evaluation.mixing import Lost, layers, mixed, rank_of, reduced
+    from tastemaker.exports.diffusers import write_lora
+    from tastemaker.policy.lora_file import named_for_file
+    from tastemaker.subjects import lora_name
+
+    file = _file(output.expanduser(), overwrite)
+    component, members = _members(loras)
+    adapter, lost = mixed(members), Lost(0.0, 0.0, "")
+    if rank is not None:
+        adapter, lost = reduced(adapter, rank)
+    what = " + ".join(f"{one.weight:g} {lora_name(one.name)}" for one in members)
+    write_lora(file, named_for_file(adapter, component), {"mix": what})
+    return Mixed(file, len(list(layers(adapter))), rank_of(adapter), lost)
+
+
+def _file(output: Path, overwrite: bool) -> Path:
+    """Where the mix goes; refused before any work."""
+    from tastemaker.policy.lora_file import DIFFUSERS
+
+    file = output if output.suffix == ".safetensors" else output / DIFFUSERS
+    there = next(path for path in file.absolute().parents if path.exists())
+    if file.is_dir() or not there.is_dir():
+        raise ValueError(f"--output {output}: give FILE.safetensors, or a folder for {DIFFUSERS}.")
+    if file.exists() and not overwrite:
+        raise ValueError(f"--output {output}: {file} is there already. Name another, or give --overwrite.")
+    return file
+
+
+def _members(loras: Sequence[tuple[str | Path, float]]) -> tuple[str, list[Member]]:
+    """The LoRAs with their tensors, and the component that they tune."""
+    from tastemaker.evaluation.mixing import Member
+    from tastemaker.subjects import adapter_of
+
+    components: dict[str, str] = {}
+    models: dict[str, str] = {}
+    members = []
+    for place, weight in loras:
+        word = str(place)
+        if word == BASE:
+            members.append(Member(BASE, {}, weight))
+            continue
+        file, model = _lora(word)
+        try:
+            component, adapter = adapter_of(file)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix("--lora ")) from error
+        components[component] = word
+        models |= {model: word} if model else {}
+        members.append(Member(word, adapter, weight))
+    if len(components) > 1:
+        told = ", ".join(f"{word} tunes the {component}" for component, word in components.items())
+        raise ValueError(f"these are LoRAs of different kinds of models: {told}.")
+    if len(models) > 1:
+        told = ", ".join(f"{word} of {model}" for model, word in models.items())
+        warnings.warn(f"the runs tuned different base models: {told}. Of which is the mix?", stacklevel=4)
+    return next(iter(components), ""), members
+
+
+def _lora(word: str) -> tuple[str, str]:
+    """The LoRA file that a word names, and the base model where it is a run's."""
+    from tastemaker.folder import CONFIG
+    from tastemaker.policy.hub import INDEX
+    from tastemaker.policy.load import BUILT_IN
+    from tastemaker.subjects import of_run
+
+    home = Path(word).expanduser()
+    if (home / CONFIG).is_file():
+        run = of_run(home)
+        return str(run.need_lora("mix").file), str(run.tree["model"])
+    if word in BUILT_IN or (home / INDEX).is_file():
+        raise ValueError(f"{word} is a whole model, and a LoRA is needed. The untuned model is called `base` here.")
+    return word, ""
