@@ -9,6 +9,7 @@ Departs from THUDM/ImageReward@c1392c6 (`ReFL.py`):
 1. There is no second loss on a data set of pictures, which would need one.
 2. i is drawn for every picture, not for every call; the same noise at any batch size.
 3. A LoRA by default; the authors train the whole network (`--no-lora`).
+4. The call with the graph tells the network the time of its step; there it is told the step's number (30 to 39).
 """
 
 from __future__ import annotations
