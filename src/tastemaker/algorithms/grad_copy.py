@@ -1,8 +1,8 @@
-"""Grad-copy: the reward's gradient at the picture, taken once and copied to the chain's steps as a regression target.
+"""Grad-copy: the reward's gradient at the picture, copied to all steps.  McAllister et al. 2026, arXiv:2603.12893.
 
-From the ablations of Finite Difference Flow Optimization, McAllister et al. 2026, arXiv:2603.12893: moving the velocity
-of every step by the reward's gradient g = dr/dx0, unchanged, does as well as their full method. With v = eps - x0, the
-velocity of the weights that drew the picture, every chosen step (b, i) costs
+From the ablations of their Finite Difference Flow Optimization: moving the velocity of every step by the reward's
+gradient g = dr/dx0, taken once and unchanged, does as well as their full method. With v = eps - x0, the velocity of the
+weights that drew the picture, every chosen step (b, i) is a regression and costs
 
     mean (v_theta(x[i]) - (v_old(x[i]) - scale g / rms(g)))^2,
 

@@ -9,6 +9,42 @@ PAPERS = {
   year      = {2024},
   note      = {arXiv:2305.13301}
 }""",
+    "arXiv:2309.17400": """@inproceedings{clark2024directly,
+  title     = {Directly Fine-Tuning Diffusion Models on Differentiable Rewards},
+  author    = {Clark, Kevin and Vicol, Paul and Swersky, Kevin and Fleet, David J.},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2309.17400}
+}""",
+    "arXiv:2310.03739": """@misc{prabhudesai2023aligning,
+  title  = {Aligning Text-to-Image Diffusion Models with Reward Backpropagation},
+  author = {Prabhudesai, Mihir and Goyal, Anirudh and Pathak, Deepak and Fragkiadaki, Katerina},
+  year   = {2023},
+  note   = {arXiv:2310.03739}
+}""",
+    "arXiv:2304.05977": """@inproceedings{xu2023imagereward,
+  title     = {{ImageReward}: Learning and Evaluating Human Preferences for Text-to-Image Generation},
+  author    = {Xu, Jiazheng and Liu, Xiao and Wu, Yuchen and Tong, Yuxuan and Li, Qinkai and Ding, Ming and Tang, Jie
+               and Dong, Yuxiao},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2304.05977}
+}""",
+    "arXiv:2405.00760": """@inproceedings{wu2024deep,
+  title     = {Deep Reward Supervisions for Tuning Text-to-Image Diffusion Models},
+  author    = {Wu, Xiaoshi and Hao, Yiming and Zhang, Manyuan and Sun, Keqiang and Huang, Zhaoyang and Song, Guanglu
+               and Liu, Yu and Li, Hongsheng},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2024},
+  note      = {arXiv:2405.00760}
+}""",
+    "arXiv:2603.12893": """@misc{mcallister2026finite,
+  title  = {Finite Difference Flow Optimization for {RL} Post-Training of Text-to-Image Models},
+  author = {McAllister, David and Aittala, Miika and Karras, Tero and Hellsten, Janne and Kanazawa, Angjoo and
+            Aila, Timo and Laine, Samuli},
+  year   = {2026},
+  note   = {arXiv:2603.12893}
+}""",
     "Williams 1992": """@article{williams1992simple,
   title   = {Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning},
   author  = {Williams, Ronald J.},
