@@ -40,6 +40,21 @@ def test_the_sums_are_checked(fresh: Path) -> None:
         assets.folder()
 
 
+def test_a_judge_with_one_other_byte_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(assets.judge().parent, tmp_path / "judge")
+    monkeypatch.setattr(assets, "__file__", str(tmp_path / "__init__.py"))
+    file = tmp_path / "judge" / assets.JUDGE
+    assert assets.judge.__wrapped__() == file
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(ValueError, match="the built-in judge is damaged: .*safetensors is not as released"):
+        assets.judge.__wrapped__()
+    file.unlink()
+    with pytest.raises(ValueError, match="the built-in judge is incomplete: .*safetensors is missing"):
+        assets.judge.__wrapped__()
+
+
 def test_every_file_is_released_small_and_half_precision() -> None:
     base = assets.folder()
     files = {path.relative_to(base).as_posix(): path for path in base.rglob("*") if path.is_file()}

@@ -20,12 +20,13 @@ TABLE: dict[str, str] = {
     "jpeg_incompressibility": "tastemaker.rewards.jpeg:incompressibility",
     "shapes_alignment": "tastemaker.shapes.oracle:alignment",
     "jpeg_proxy": "tastemaker.rewards.jpeg_proxy:compressibility",
+    "shapes_judge": "tastemaker.shapes.judge:Judge",
     "colour": "tastemaker.shapes.colour:Colour",
     "brightness": "tastemaker.rewards.pixels:brightness",
     "smoothness": "tastemaker.rewards.pixels:smoothness",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
-DIFFERENTIABLE: frozenset[str] = frozenset({"jpeg_proxy", "colour", "brightness", "smoothness"})
+DIFFERENTIABLE: frozenset[str] = frozenset({"jpeg_proxy", "shapes_judge", "colour", "brightness", "smoothness"})
 # Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
 PENDING: dict[str, str] = {
     "aesthetic": "the LAION aesthetic predictor",

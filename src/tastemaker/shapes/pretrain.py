@@ -1,26 +1,32 @@
-"""Pretraining of the built-in base model: `python -m tastemaker.shapes.pretrain vae|base --folder work`.
+"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge --folder work`.
 
 Seeded, and resumable: every step's pictures, noise and times are functions of (seed, step), and a checkpoint is written
 every 100 steps, so the same command continues where it stopped. Costs are in `docs/shapes.md`.
 """
 
 import argparse
+import hashlib
+import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from tastemaker.shapes import models
+from tastemaker.shapes import assets, judge, models
 from tastemaker.shapes.captions import caption
 from tastemaker.shapes.descent import Fit
 from tastemaker.shapes.drawing import COUNTS, Picture, Scene, draw, random_scene
+from tastemaker.shapes.weather import weathered
 
 SEED = 20261120
 MISCOUNTED = 0.3  # of the captions of several objects
@@ -133,8 +139,8 @@ def train_base(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
-    """Weights between hidden layers: not the tables of tokens and positions, not the first and last convolution."""
-    ends = ("token_embedding", "position_embedding", "conv_in", "conv_out")
+    """Weights between hidden layers: not the tables of tokens and positions, not the first and the last layer."""
+    ends = ("token_embedding", "position_embedding", "conv_in", "conv_out", "eye.0.", "answer")
     return weight.ndim in (2, 4) and not any(end in name for end in ends)
 
 
@@ -170,18 +176,78 @@ def _tokens(words: CLIPTokenizer, texts: list[str]) -> Tensor:
     return ids
 
 
+def train_judge(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
+    """Cross-entropy of count, colour and shape as drawn, a tenth of it spread over all answers.
+
+    The spread keeps answers from being surer than they need to be: log-probabilities stay small, and their gradients
+    alive. All captions are drawn, because a judge that never saw cyan circles takes them for blue ones.
+    """
+    torch.manual_seed(SEED + 2)
+    network: Any = judge.Network()
+    network.to(memory_format=torch.channels_last)
+    shown, scenes = _shown(folder, pictures)
+
+    def loss(step: int) -> Tensor:
+        rows = _rows(step, batch, len(shown))
+        x = weathered(shown[rows].permute(0, 3, 1, 2).float() / 255, _generator("weather", step))
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.manual_seed(_generator("dropout", step).initial_seed())
+            answers = network(x.to(memory_format=torch.channels_last))
+        pairs = zip(answers.values(), scenes[rows].unbind(1), strict=True)
+        return torch.stack([F.cross_entropy(a.float(), right, label_smoothing=0.1) for a, right in pairs]).sum()
+
+    modules = nn.ModuleDict({"judge": network})
+    Fit("judge", folder, modules, steps, 2e-3, average=0.995, matrices=_is_matrix, matrix_rate=0.02).run(loss)
+    made = folder / "judge"
+    made.mkdir(exist_ok=True)
+    save_file({name: weight.half().contiguous() for name, weight in network.state_dict().items()}, made / assets.JUDGE)
+    sums = {assets.JUDGE: hashlib.sha256((made / assets.JUDGE).read_bytes()).hexdigest()}
+    (made / assets.SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+
+def _shown(folder: Path, count: int) -> tuple[Tensor, Tensor]:
+    """`count` pictures of training captions, then each as the package's autoencoder gives it back, from latents with
+    some noise: uint8 `[2N,64,64,3]`. And what they show, `[2N,3]`, as places in the judge's tables. Kept in the folder.
+    """
+    file = folder / f"shown-{count}.pt"
+    if not file.exists():
+        pictures, scenes = drawn(count, SEED + 2)
+        vae = AutoencoderKL.from_pretrained(assets.folder() / "vae", torch_dtype=torch.float32).eval()
+        g = _generator("latents")
+        back = [_back(vae, part, g) for part in tqdm(pictures.split(64), desc="round trips")]
+        wanted = torch.tensor([judge.places((scene.count, scene.colour, scene.shape)) for scene in scenes])
+        torch.save({"pictures": torch.cat([pictures, *back]), "scenes": wanted.repeat(2, 1)}, file)
+    state = torch.load(file, weights_only=True)
+    return state["pictures"], state["scenes"]
+
+
+@torch.no_grad()
+def _back(vae: Any, pictures: Tensor, g: torch.Generator) -> Tensor:
+    """uint8 pictures after the autoencoder; to the latents, of variance 1, noise of at most 0.35 is added."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = vae.encode(models.to_pixels(pictures)).latent_dist.mean.float()
+        strength = 0.35 * torch.rand(len(z), 1, 1, 1, generator=g)
+        y = vae.decode(z + strength * torch.randn(z.shape, generator=g)).sample
+    return ((y.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+STAGES: dict[str, tuple[Callable[..., None], tuple[int, int, int]]] = {  # steps, pictures a step, pictures in all
+    "vae": (train_autoencoder, (2800, 32, 24_000)),
+    "base": (train_base, (5500, 128, 60_000)),
+    "judge": (train_judge, (1200, 64, 8_000)),
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tastemaker.shapes.pretrain", description=__doc__)
-    parser.add_argument("stage", choices=("vae", "base"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, required=True, help="work folder: checkpoints, log and result")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--pictures", type=int)
     arguments = parser.parse_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    stage, defaults = (
-        (train_autoencoder, (2800, 32, 24_000)) if arguments.stage == "vae" else (train_base, (5500, 128, 60_000))
-    )
+    stage, defaults = STAGES[arguments.stage]
     steps, batch, pictures = (
         given or default
         for given, default in zip((arguments.steps, arguments.batch, arguments.pictures), defaults, strict=True)

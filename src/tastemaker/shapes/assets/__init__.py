@@ -1,4 +1,4 @@
-"""The built-in model's files, checked against the sums they were committed with."""
+"""The built-in model's and judge's files, checked against the sums they were committed with."""
 
 from __future__ import annotations
 
@@ -8,17 +8,30 @@ from functools import cache
 from pathlib import Path
 
 SUMS = "SHA256SUMS.json"
+JUDGE = "judge.safetensors"
 
 
 @cache
 def folder() -> Path:
     """The base model in diffusers layout. Errors: ValueError naming the file that is missing or not as committed."""
-    base = Path(__file__).parent / "base"
-    sums: dict[str, str] = json.loads((Path(__file__).parent / SUMS).read_text(encoding="utf-8"))
+    here = Path(__file__).parent
+    return _checked(here / "base", here / SUMS, "model")
+
+
+@cache
+def judge() -> Path:
+    """The judge's weights. Errors: ValueError where the file is missing or not as committed."""
+    place = Path(__file__).parent / "judge"
+    return _checked(place, place / SUMS, "judge") / JUDGE
+
+
+def _checked(place: Path, table: Path, what: str) -> Path:
+    """The folder, if every file of the table is in it, whole."""
+    sums: dict[str, str] = json.loads(table.read_text(encoding="utf-8"))
     for name, expected in sums.items():
-        path = base / name
+        path = place / name
         if not path.is_file():
-            raise ValueError(f"the built-in model is incomplete: {path} is missing. Install tastemaker again.")
+            raise ValueError(f"the built-in {what} is incomplete: {path} is missing. Install tastemaker again.")
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ValueError(f"the built-in model is damaged: {path} is not as released. Install tastemaker again.")
-    return base
+            raise ValueError(f"the built-in {what} is damaged: {path} is not as released. Install tastemaker again.")
+    return place
