@@ -30,7 +30,8 @@ from typing import Any
 
 import yaml
 from controls import Permuted, Signed
-from protocol import ROWS, Row, page, table
+from protocol import page, table
+from rows import ROWS, Row
 
 HERE = Path(__file__).resolve().parent
 ORACLE = "shapes_alignment"  # its parts are what the world's oracle reads: 1 where it is as the caption asks

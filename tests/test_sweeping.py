@@ -139,6 +139,7 @@ def test_a_sweep_that_is_asked_to_stop_stops_and_goes_on(tmp_path: Path) -> None
     [
         ("clip", "--over 'clip': write --over SETTING=VALUE,VALUE"),
         ("algorithm.clip=", "--over 'algorithm.clip=': write"),
+        ("algorithm.clip=1|", "--over is missing: write"),
         ("seed=1,2", "--over seed: a sweep has its own"),
         ("algorithm.clpi=1,2", "--algorithm.clpi is not a setting of ddpo.  Did you mean `--algorithm.clip`?"),
         ("algorithm.clip=1,high", "--algorithm.clip needs a number; found 'high'."),
@@ -156,6 +157,16 @@ def test_combinations_and_names() -> None:
     assert found[1].values == {"algorithm.clip": "2", "lora.rank": "4"}
     assert [one.name for one in variants("evaluation.steps=1; algorithm.steps=2")] == [
         "evaluation.steps=1, algorithm.steps=2"
+    ]
+
+
+def test_one_setting_and_then_the_other() -> None:
+    found = variants("algorithm.kl=0,1 | algorithm.k=5;algorithm.kl=1 | algorithm.kl=0")
+    assert [one.name for one in found] == ["kl=0", "kl=1", "k=5, kl=1"]
+    assert found[2].values == {"algorithm.k": "5", "algorithm.kl": "1"}
+    assert [one.name for one in variants("evaluation.steps=1|algorithm.steps=2")] == [
+        "evaluation.steps=1",
+        "algorithm.steps=2",
     ]
 
 

@@ -24,6 +24,16 @@ AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
 }
 
 
+def reward_of(point: Point) -> float:
+    """The mean reward."""
+    return point.reward
+
+
+def diversity(point: Point) -> float:
+    """The diversity, or NaN where it was not measured."""
+    return math.nan if point.diversity is None else point.diversity
+
+
 def show(target: str, made: Sequence[Made], folder: Path) -> list[Path]:
     """Writes sweep.json, the plots and the grid; returns their paths."""
     first = Run.open(folder / made[0].folder)
@@ -39,7 +49,12 @@ def show(target: str, made: Sequence[Made], folder: Path) -> list[Path]:
         title = f"{target}: what the reward costs in diversity"
         fronts = [_front(variant, runs) for variant, runs in _by_variant(made)]
         line_chart(fronts, title=title, x=f"diversity, {metric}", y=reward, path=folder / "diversity.svg")
-        paths.append(folder / "diversity.svg")
+        series = [
+            _over_seeds(variant, runs, AXES["iterations.svg"][1], diversity) for variant, runs in _by_variant(made)
+        ]
+        path = folder / "diversity_iterations.svg"
+        line_chart(series, title=f"{target}: diversity", x="iteration", y=f"diversity, {metric}", path=path)
+        paths += [folder / "diversity.svg", path]
     sheet = _grid(made, folder)
     return [*paths, sheet] if sheet else paths
 
@@ -49,10 +64,12 @@ def _by_variant(made: Sequence[Made]) -> Iterator[tuple[str, list[Made]]]:
         yield name, [one for one in made if one.variant == name]
 
 
-def _over_seeds(name: str, runs: Sequence[Made], place: Callable[[Point], float]) -> Series:
+def _over_seeds(
+    name: str, runs: Sequence[Made], place: Callable[[Point], float], of: Callable[[Point], float] = reward_of
+) -> Series:
     """The mean over seeds at every evaluation that all seeds have; the band is from the lowest seed to the highest."""
     columns = list(zip(*(run.curve for run in runs), strict=False))
-    rewards = [[point.reward for point in column] for column in columns]
+    rewards = [[of(point) for point in column] for column in columns]
     x = [sum(map(place, column)) / len(column) for column in columns]
     y = [sum(row) / len(row) for row in rewards]
     if len(runs) == 1:
@@ -63,7 +80,7 @@ def _over_seeds(name: str, runs: Sequence[Made], place: Callable[[Point], float]
 def _front(name: str, runs: Sequence[Made]) -> Series:
     """From evaluation to evaluation: the mean over seeds of diversity and reward."""
     columns = list(zip(*(run.curve for run in runs), strict=False))
-    x = [sum(_or_nan(point.diversity) for point in column) / len(column) for column in columns]
+    x = [sum(map(diversity, column)) / len(column) for column in columns]
     return Series(name, x, [sum(point.reward for point in column) / len(column) for column in columns])
 
 

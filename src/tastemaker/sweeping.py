@@ -62,10 +62,20 @@ class Made:
 
 
 def variants(over: str) -> list[Variant]:
-    """`algorithm.kl=0,.1,1` or, for all combinations, `algorithm.kl=0,1;lora.rank=4,16`.
+    """`algorithm.kl=0,.1,1`; for all combinations `algorithm.kl=0,1;lora.rank=4,16`; for one and then the other
+    `algorithm.kl=0,1|algorithm.k=5`.
 
     Errors: ValueError that says how it is written.
     """
+    combined = [found for part in over.split("|") for found in itertools.product(*_columns(part))]
+    paths = {path for one in combined for path, _ in one}
+    short = len({path.rpartition(".")[2] for path in paths}) == len(paths)
+    named = {", ".join(f"{p.rpartition('.')[2] if short else p}={value}" for p, value in one): one for one in combined}
+    return [Variant(name, dict(one)) for name, one in named.items()]
+
+
+def _columns(over: str) -> list[list[tuple[str, str]]]:
+    """Settings that are combined, each with all its values."""
     columns: list[list[tuple[str, str]]] = []
     for part in filter(None, (text.strip() for text in over.split(";"))):
         path, sign, values = part.partition("=")
@@ -77,12 +87,7 @@ def variants(over: str) -> list[Variant]:
         columns.append([(path.strip().replace("-", "_"), value) for value in dict.fromkeys(found)])
     if not columns:
         raise ValueError("--over is missing: write --over SETTING=VALUE,VALUE, such as algorithm.clip=1e-5,1e-4.")
-    lasts = [column[0][0].rpartition(".")[2] for column in columns]
-    short = len(set(lasts)) == len(lasts)
-    return [
-        Variant(", ".join(f"{path.rpartition('.')[2] if short else path}={value}" for path, value in one), dict(one))
-        for one in itertools.product(*columns)
-    ]
+    return columns
 
 
 class Sweep:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from controls import CHECKED, Permuted, Signed
 from learn import Job, fill, jobs_of, summary
-from protocol import ROWS, Row
+from rows import ROWS, Row
 from torch import Tensor
 
 from tastemaker import config

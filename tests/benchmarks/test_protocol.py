@@ -6,7 +6,8 @@ from typing import Any
 
 import protocol
 import pytest
-from protocol import Row, crossing, page, table, verdict
+from protocol import crossing, page, table, verdict
+from rows import Row
 
 from tastemaker.evaluation.statistics import over_seeds
 

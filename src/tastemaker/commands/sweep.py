@@ -14,7 +14,8 @@ USAGE = """tastemaker sweep NAME --over SETTING=VALUE,VALUE [--seeds 3] [--outpu
 
   NAME           an algorithm or a recipe, as for `train`
   --over         a setting and its values: algorithm.clip=1e-5,1e-4; several with semicolons, then all combinations:
-                 'algorithm.clip=1e-5,1e-4;lora.rank=4,16'; lora=on,off is with and without LoRA
+                 'algorithm.clip=1e-5,1e-4;lora.rank=4,16'; with | one and then the other: 'algorithm.k=1|lora.rank=16';
+                 lora=on,off is with and without LoRA
   --seeds        runs of every variant, with the seeds 0, 1, ... (default 1)
   --output_dir   FOLDER/VARIANT/seed-K are the runs (default runs/sweep-NAME)
 

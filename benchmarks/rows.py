@@ -1,0 +1,97 @@
+"""The rows of the learning table: what each runs, and with what its reward is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+HELD_OUT = {"prompts": "shapes_heldout", "count": 32, "images_per_prompt": 4, "steps": 20, "guidance": 3.0}
+SHORT = {"images": 32, "steps": 10, "guidance": 1.0, "learning_rate": 3e-3, "iterations": 40}
+LONG = {"images": 64, "steps": 10, "guidance": 1.0, "updates": 4, "learning_rate": 2e-3, "iterations": 240}
+LONG |= {"prompt_history": 32, "prompt_minimum": 8}  # captions of one object are always right, those of four seldom
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a kind of run, over some seeds, with its control."""
+
+    name: str
+    group: str
+    target: str  # an algorithm or a recipe
+    reward: str
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the algorithm, over the model's defaults
+    evaluation: Mapping[str, Any] = field(default_factory=lambda: HELD_OUT)
+    seeds: int = 3
+    control: bool = True
+    judge: str = ""  # the reward whose change counts, where it is not the one that is trained on
+    seconds: float = 90.0  # that the training of one run may take on a machine of two cores
+
+    @property
+    def judged(self) -> str:
+        """The reward whose change counts."""
+        return self.judge or self.reward
+
+    def settings(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides what a run does, as `tastemaker.train` takes it, with `target` and `fields`."""
+        own = {"target": self.target, "fields": dict(self.fields), "reward": self.reward, "prompts": "shapes"}
+        own |= {"judge": self.judge} if self.judge else {}
+        return own | {"evaluation": dict(self.evaluation)} | overrides
+
+
+def _short(algorithm: str, reward: str, *, seeds: int = 3, **fields: Any) -> Row:
+    fields = SHORT | fields
+    return Row(f"{algorithm}-{reward.removeprefix('jpeg_')}", "short", algorithm, reward, fields, seeds=seeds)
+
+
+MORE = HELD_OUT | {"images_per_prompt": 8}  # 256 pictures
+ROWS = (
+    _short("ddpo", "jpeg_compressibility", updates=4),
+    _short("ddpo", "jpeg_incompressibility", updates=4),
+    # One step an iteration learns so much less that three seeds did not tell it from its control.
+    _short("reinforce", "jpeg_compressibility", updates=1, learning_rate=1e-3, seeds=6),
+    _short("reinforce", "jpeg_incompressibility", updates=1, learning_rate=1e-3),
+    Row(
+        "ddpo-alignment",
+        "long",
+        "ddpo",
+        "shapes_alignment",
+        LONG,
+        MORE | {"every": 40},
+        seeds=1,
+        control=False,
+        seconds=1500.0,
+    ),
+    # The level that reward gradients have to reach: the demo's settings after 2,560 queries.
+    Row(
+        "ddpo-2560",
+        "queries",
+        "ddpo",
+        "jpeg_compressibility",
+        {"iterations": 40},
+        HELD_OUT | {"every": 10},
+        control=False,
+        seconds=640.0,
+    ),
+    Row("demo", "demo", "ddpo", "jpeg_compressibility", evaluation=MORE, seconds=480.0),
+    Row(
+        "ddpo-64x20",
+        "fast",
+        "ddpo",
+        "jpeg_compressibility",
+        {"steps": 20, "iterations": 24},
+        MORE | {"every": 8},
+        seeds=1,
+        control=False,
+        seconds=900.0,
+    ),
+    Row(
+        "shapes_ddpo_fast",
+        "fast",
+        "shapes_ddpo_fast",
+        "jpeg_compressibility",
+        evaluation=MORE | {"every": 5},
+        control=False,
+        seconds=480.0,
+    ),
+)
