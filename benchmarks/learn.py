@@ -148,10 +148,11 @@ def summary(job: Job, folder: Path) -> dict[str, Any]:
     """One run in numbers: what changed from base to tuned on the same prompts and noise, and what it cost."""
     from harness import machine
 
+    from tastemaker.rewards import named
     from tastemaker.training.lines import read_lines
 
     judged, metrics = read_lines(folder / "evaluations.jsonl"), read_lines(folder / "metrics.jsonl")
-    judge = job.row.judged
+    judge = named(job.row.judged).name
     last = judged[-1]["change"][judge]
     curve = [_point(row, metrics, judge) for row in judged]
     return {

@@ -22,7 +22,8 @@ from typing import Any
 
 from harness import machine
 from lessons_plots import plots
-from lessons_report import LESSONS, Lesson, told
+from lessons_report import told
+from lessons_runs import LESSONS, Lesson
 
 from tastemaker import config
 from tastemaker.training.lines import read_lines

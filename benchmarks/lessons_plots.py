@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from lessons_report import LOST, NAN, Run, by_title, end, fallen, lost, number, title
+from lessons_report import fallen
+from lessons_runs import LOST, NAN, Run, by_title, end, lost, number, title
 
 from tastemaker.reports.plot import Series, line_chart
 

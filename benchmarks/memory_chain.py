@@ -37,6 +37,7 @@ class Case(NamedTuple):
     algorithm: str | None = None  # none is plain autograd
     items: int | None = None
     checkpointing: bool = False
+    k: int = 0  # of draft, where it is not 1
 
 
 class Size(NamedTuple):
@@ -52,6 +53,8 @@ def cases(images: int, part: int) -> list[Case]:
     return [
         Case("plain autograd, the whole chain", items=images),
         Case("plain autograd, the whole chain, in parts", items=part),
+        Case("draft k=2", "draft", part, k=2),
+        Case("draft k=5", "draft", part, k=5),
         Case("draft k=T", CHAIN, part),
         Case("draft k=T, gradient checkpointing", CHAIN, part, True),
         Case("alignprop uniform", "alignprop", part),
@@ -107,6 +110,7 @@ def measure(case: Case, size: Size) -> dict[str, Any]:
 def _ours(case: Case, size: Size, peak: Peak) -> dict[str, Any]:
     assert case.algorithm is not None
     made = {"guidance": GUIDANCE, "learning_rate": RATE, "iterations": ITERATIONS}
+    made |= {"k": case.k} if case.k else {}
     algorithm = algorithm_of(case.algorithm, made | {"images": size.images, "steps": size.steps, "updates": 1})
     settings = {
         "model": size.model,

@@ -6,10 +6,12 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import queries
 from rows import Row
 
 Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 FALL, DEVIATIONS, POINTS = 0.15, 0.8, 5.0  # of the demo: share of the mean, SD of the base, points of the oracle
+FEWER = 20  # times fewer queries than DDPO that DRaFT-1 and AlignProp may take
 
 
 def table(rows: Sequence[Row], runs: Sequence[Line]) -> str:
@@ -23,7 +25,7 @@ def table(rows: Sequence[Row], runs: Sequence[Line]) -> str:
         control = [run for run in runs if run["row"] == row.name and run["control"]]
         lines.append("| " + " | ".join(_cells(row, own, control)) + " |")
         notes += _notes(row, own, control)
-    return "\n".join([*lines, "", *notes, *_fast(runs)])
+    return "\n".join([*lines, "", *notes, *_fast(runs), *_queries(rows, runs)])
 
 
 def _cells(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[str]:
@@ -159,6 +161,13 @@ def _fast(runs: Sequence[Line]) -> Iterator[str]:
         worst = max(f1 / f0, b1 / b0)
         good = _tick(worst <= 0.5)
         yield f"fast: {f1 / f0:.2f} of the rows forward, {b1 / b0:.2f} of those backward (goal 0.50) {good}"
+
+
+def _queries(rows: Sequence[Row], runs: Sequence[Line]) -> Iterator[str]:
+    """The rows of the JPEG estimate, judged by real files: their queries to DDPO's level."""
+    names = [row.name for row in rows if row.group == "gradient" and row.judge == "jpeg_compressibility"]
+    goals = [name for name in names if name in ("draft-jpeg", "alignprop-jpeg")]
+    yield from queries.told(names, runs, fewer=FEWER, points=POINTS, goals=goals)
 
 
 def _lost(run: Line, k: int) -> dict[str, float]:

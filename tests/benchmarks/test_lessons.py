@@ -13,7 +13,8 @@ from typing import Any
 import lessons
 import pytest
 from lessons_plots import plots
-from lessons_report import LESSONS, NO, OPEN, YES, by_title, fallen, told, way
+from lessons_report import fallen, told
+from lessons_runs import LESSONS, NO, OPEN, YES, by_title, way
 
 from tastemaker import config
 from tastemaker.evaluation.statistics import over_seeds

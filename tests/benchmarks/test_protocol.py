@@ -112,3 +112,19 @@ def test_the_demo_has_goals_of_its_own() -> None:
     assert "demo: JPEG size -33.3 % (goal -15) - yes" in told
     assert "demo: oracle, worst seed, in points: colour -3.0, shape -0.0 - yes" in told
     assert "the control moved 0.30 SD, 30% of it (goal below 25 %) - NO" in told
+
+
+def test_queries_to_the_level_of_ddpo_lie_on_the_curve() -> None:
+    rows = [Row("draft-jpeg", "gradient", "draft", "jpeg_proxy", judge="jpeg_compressibility")]
+    slow = [{"iteration": k} | point(sd) for k, sd in ((0, 0.0), (20, 1.0), (40, 2.0))]
+    level = run(2.0, row="ddpo-2560", iterations=40, queries=2560, curve=slow)
+    height = 2500 / 64 / 20  # 2,500 queries lie between the last two evaluations
+    fast = [{"iteration": k} | point(sd, colour=colour) for k, sd, colour in ((0, 0.0, 1.0), (8, 2 * height, 0.92))]
+    quick = run(2 * height, row="draft-jpeg", iterations=8, queries=128, curve=fast)
+    told = table(rows, [level, quick])
+    assert f"queries: after 2,500 queries ddpo-2560 stands at {height:+.2f} SD" in told
+    assert "queries: draft-jpeg: 64 (64), 39 x fewer; oracle there, in points: colour -4.0, shape +0.0" in told
+    assert told.endswith("- yes") and "- NO" not in told
+    never = run(0.1, 1, row="draft-jpeg", iterations=8, queries=128, curve=[*fast[:1], {"iteration": 8} | point(0.1)])
+    assert "queries: draft-jpeg: 1 of 2 runs never reached it" in table(rows, [level, quick, never])
+    assert "queries" not in table(rows, [quick]).split("verdict |")[1]
