@@ -64,21 +64,22 @@ def collect(lesson: Lesson, folder: Path) -> list[dict[str, Any]]:
             continue
         for run in json.loads(record.read_text(encoding="utf-8"))["runs"]:
             judged = read_lines(record.parent / run["folder"] / "evaluations.jsonl")
-            rows = [_point(point, row, lesson.values) for point, row in zip(run["curve"], judged, strict=True)]
+            rows = [_point(point, row, lesson) for point, row in zip(run["curve"], judged, strict=True)]
             own = {name: run[name] for name in ("variant", "seed", "broke")}
             found.append({"recipe": recipe} | own | {"curve": rows})
     return found
 
 
-def _point(point: Mapping[str, Any], row: Mapping[str, Any], values: bool) -> dict[str, Any]:
+def _point(point: Mapping[str, Any], row: Mapping[str, Any], lesson: Lesson) -> dict[str, Any]:
     """An evaluation: the change in standard deviations with its interval over prompts, the oracle, what was spent."""
-    reward = next(iter(row["reward"]))
+    reward = lesson.judge or next(iter(row["reward"]))
     change, oracle = row["change"][reward], point["scores"]
     unit = change["deviations"] / change["mean"] if change["mean"] and change["deviations"] else 0.0  # SD a kB
     found = {name: point[name] for name in ("iteration", "queries", "rows", "seconds", "reward", "diversity")}
     found |= {"sd": change["deviations"]} | {name: _times(change[name], unit) for name in ("low", "high")}
     found |= {name: oracle[f"shapes_alignment.{name}"] for name in ("count", "colour", "shape")}
-    return found | ({"values": [_short(value) for value in row["values"][reward]]} if values else {})
+    found["reward"] = row["reward"][reward]["mean"]
+    return found | ({"values": [_short(value) for value in row["values"][reward]]} if lesson.values else {})
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -24,14 +24,20 @@ WORDS = {
     "lr_scheduler=linear": "decaying to zero",
     "lesson_clip": "DDPO",
     "lesson_reinforce": "REINFORCE",
+    "lesson_kl_ddpo": "DDPO",
+    "lesson_steps": "DRaFT",
+    "truncation=uniform": "AlignProp",
+    "kl=0": "DRaFT",
+    "reward_dropout=true": "dropout in the reward",
 }
 
 
 class Lesson(NamedTuple):
-    """The recipes whose sweeps it takes, and whether it looks at every picture's reward."""
+    """The recipes whose sweeps it takes, whether it looks at every picture's reward, and which reward counts."""
 
     recipes: tuple[str, ...]
     values: bool = False
+    judge: str = ""  # the one that is trained on where it is not named
 
 
 LESSONS = {
@@ -39,6 +45,8 @@ LESSONS = {
     "lora": Lesson(("lesson_lora",)),
     "decay": Lesson(("lesson_decay",), values=True),
     "clip": Lesson(("lesson_clip", "lesson_reinforce")),
+    "steps": Lesson(("lesson_steps", "lesson_uniform"), judge="jpeg_compressibility"),
+    "kl": Lesson(("lesson_kl", "lesson_remedies", "lesson_kl_ddpo")),
 }
 
 

@@ -224,3 +224,22 @@ def test_judging_disturbs_no_global_generator() -> None:
     before = torch.get_rng_state()
     judged(str(runs.plain()), "--evaluation.count", "1")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_runs_of_a_sweep_are_told_apart_and_one_prompt_fills_the_grid(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    for variant in ("kl=0", "kl=1"):
+        shutil.copytree(folder, tmp_path / variant / "seed-0")
+    words = [str(tmp_path / variant / "seed-0") for variant in ("kl=0", "kl=1")]
+    few = ("--evaluation.count", "1", "--evaluation.images_per_prompt", "3", "--evaluation.steps", "2")
+    judged(*words, *few, "--output", str(tmp_path / "out"), prompts="text:a red circle")
+    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["tiny-model", "kl=0/seed-0", "kl=1/seed-0"]
+    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {
+        "tiny-model",
+        "kl-0-seed-0",
+        "kl-1-seed-0",
+    }
+    with Image.open(tmp_path / "out" / "grid.png") as sheet:
+        width, height = sheet.size
+    assert width > height > 400  # three pictures across, three down, and the names beside them

@@ -18,7 +18,7 @@ from tastemaker.plan import Plan
 from tastemaker.preparation import load_policy
 from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import Listed, source
-from tastemaker.rewards import PENDING
+from tastemaker.rewards import PENDING, named
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.sweeping import Sweep
 from tastemaker.world import World
@@ -26,7 +26,8 @@ from tastemaker.world import World
 RECIPES = sorted(config.recipes())
 LESSONS = {"lesson_clip", "lesson_decay", "lesson_lora", "lesson_prompts", "lesson_reinforce"}  # for sweeps
 SHAPES = {f"shapes_{name}" for name in ("ddpo_fast", "draft", "alignprop", "refl", "drtune", "grad_copy")}
-OURS = SHAPES | LESSONS  # no publication but this one
+CLIMBS = {f"lesson_{name}" for name in ("steps", "uniform", "kl", "remedies", "kl_ddpo")}  # lessons of reward gradients
+OURS = SHAPES | LESSONS | CLIMBS  # no publication but this one
 FEW = {"ddpo_quickstart": 1, "ddpo_trl": 3}  # pictures an update, fewer than eight devices: published for one GPU
 
 
@@ -135,7 +136,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
     """
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
-    reward = ("--reward", runs.reward("brightness")) if asked["reward"] in PENDING else ()
+    reward = ("--reward", runs.reward("brightness")) if str(asked["reward"]) in PENDING else ()
     prompts = (
         ("--prompts", "animals", "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
     )
@@ -218,7 +219,7 @@ def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_orac
     assert tree["algorithm"]["name"] == name.removeprefix("shapes_")
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW) - LESSONS))
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW) - LESSONS - CLIMBS))
 def test_devices_and_rows_of_a_call_change_neither_pictures_nor_updates(name: str) -> None:
     """The authors' rule for a single small GPU, one row a call and as much more accumulation, is solved for."""
     one, tree, _ = dry_run(name, 1)
@@ -265,16 +266,49 @@ def test_a_header_says_where_the_numbers_are_from_and_what_was_run(name: str) ->
     assert all(len(line) <= 120 for line in header)
 
 
-@pytest.mark.parametrize("name", sorted(LESSONS))
-def test_a_lessons_command_is_a_sweep_that_differs_in_what_it_names_alone(name: str, tmp_path: Path) -> None:
+def swept_by(name: str, folder: Path) -> tuple[list[config.Resolved], set[str]]:
+    """Every variant of the sweep in a recipe's header, and what they differ in."""
     header = config.recipes()[name].read_text(encoding="utf-8")
     (told,) = re.findall(r"^# Run: tastemaker sweep (.*)$", header, re.MULTILINE)
     (target, *_), tree, _ = flags.parse(shlex.split(told))
     over = tree.pop("over")
-    sweep = Sweep(target, tree, over, int(tree.pop("seeds", "1")), tmp_path)
-    swept = {part.partition("=")[0].strip().rpartition(".")[2] for part in over.split(";")}
-    assert target == name and len(sweep.variants) > 1
-    found = [sweep._resolved(variant, 0) for variant in sweep.variants]
+    sweep = Sweep(target, tree, over, int(tree.pop("seeds", "1")), folder)
+    assert target == name
+    swept = {part.partition("=")[0].strip().rpartition(".")[2] for part in re.split("[;|]", over)}
+    return [sweep._resolved(variant, 0) for variant in sweep.variants], swept
+
+
+@pytest.mark.parametrize(
+    ("names", "reward", "queries"),
+    [
+        (("lesson_steps", "lesson_uniform"), "jpeg_proxy", 192),
+        (("lesson_kl", "lesson_remedies"), "jpeg_proxy+shapes_judge", 256),
+    ],
+)
+def test_lessons_of_one_plot_differ_in_what_they_sweep_alone(
+    names: tuple[str, ...], reward: str, queries: int, tmp_path: Path
+) -> None:
+    common = []
+    for name in names:
+        for one in (found := swept_by(name, tmp_path))[0]:
+            algorithm = {key: value for key, value in one.tree["algorithm"].items() if key not in found[1]}
+            common.append(
+                {key: algorithm[key] for key in ("images", "per_prompt", "steps", "guidance", "learning_rate")}
+            )
+            assert algorithm["images"] * algorithm["iterations"] == queries
+            assert named(one.run.reward).name == reward
+            assert one.run.held_out_rewards == ("jpeg_compressibility", "shapes_alignment")
+            judged = one.run.evaluation
+            assert (judged.prompts, judged.count, judged.images_per_prompt) == ("shapes_heldout", 32, 4)
+            assert (judged.steps, judged.guidance, judged.every) == (20, 3.0, 4)
+    assert all(one == common[0] for one in common)
+
+
+@pytest.mark.parametrize("name", sorted(LESSONS))
+def test_a_lessons_command_is_a_sweep_that_differs_in_what_it_names_alone(name: str, tmp_path: Path) -> None:
+    found, swept = swept_by(name, tmp_path)
+    header = config.recipes()[name].read_text(encoding="utf-8")
+    assert len(found) > 1
     for one in found:
         algorithm, run = one.tree["algorithm"], one.run
         short = {"images": 32, "steps": 10, "guidance": 1.0, "iterations": 40, "learning_rate": 3e-3, "clip": 1e-3}
@@ -317,7 +351,7 @@ def test_the_prompts_of_trls_script_are_among_the_papers() -> None:
 # ---- what they wait for
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if config.asked(name, {})["reward"] in PENDING])
+@pytest.mark.parametrize("name", [name for name in RECIPES if str(config.asked(name, {})["reward"]) in PENDING])
 def test_a_recipe_whose_reward_is_not_built_asks_for_another(name: str) -> None:
     reward = config.asked(name, {})["reward"]
     ran = runs.call("train", name)

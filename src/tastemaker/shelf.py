@@ -25,7 +25,7 @@ from tastemaker.subjects import OF_MODEL, Subject
 if TYPE_CHECKING:
     from tastemaker.judging import Bench
 
-ACROSS = 8  # pictures of a model in the grid, each of another prompt
+ACROSS = 8  # pictures of a model in the grid, each of another prompt where there are several
 FRONT = "diversity.svg"
 SCHEMA = 1
 
@@ -76,7 +76,8 @@ class Shelf:
         write_text(path, json.dumps(found))
 
     def show(self, table: Table, bench: Bench, verdicts: Mapping[str, Verdict]) -> None:
-        """The numbers as JSON and CSV, and a grid: a row a model, a column a prompt, the same noise in each."""
+        """The numbers as JSON and CSV, and a grid: a row a model, a column a prompt, the same noise in each; of one
+        prompt alone, several pictures."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,8 @@ class Shelf:
         if chart := front(table):
             write_text(self.folder / FRONT, chart)
         groups = bench.trial.prompts.groups
-        firsts = [groups.index(group) for group in dict.fromkeys(groups)][:ACROSS]
+        first = {group: b for b, group in reversed([*enumerate(groups)])}
+        firsts = list(range(len(groups)) if len(first) == 1 else sorted(first.values()))[:ACROSS]
         scores = next(iter(bench.judges)).name
         rows, notes = [], []
         for verdict in verdicts.values():

@@ -149,12 +149,20 @@ def _is_lora(path: Path) -> bool:
 
 
 def renamed(found: Sequence[Subject]) -> list[Subject]:
-    """Names that are equal get a number."""
+    """Names that are equal get their folder's name before them, as runs of a sweep have; then a number."""
     names: list[str] = []
     for one in found:
-        count = sum(name.partition(" #")[0] == one.name for name in names)
-        names.append(f"{one.name} #{count + 1}" if count else one.name)
+        alike = {_placed(other) for other in found if other.name == one.name and other.file}
+        own = _placed(one) if one.file and len(alike) > 1 else one.name
+        count = sum(name.partition(" #")[0] == own for name in names)
+        names.append(f"{own} #{count + 1}" if count else own)
     return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+
+
+def _placed(run: Subject) -> str:
+    """`clip=1e-3/seed-0`: a run with the folder that it lies in."""
+    assert run.file is not None
+    return f"{run.file.resolve().parent.parent.name}/{run.name}"
 
 
 def of_model(model: str) -> Subject:
