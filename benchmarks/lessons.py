@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,18 @@ def collect(lesson: Lesson, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def sheet(lesson: Lesson, folder: Path, path: Path) -> Path:
+    """Pictures of one prompt, a row a variant of seed 0, with the same noise; what is there stays where no run is."""
+    runs = [str(run) for recipe in lesson.recipes for run in sorted(home(recipe, folder).glob("*/seed-0"))]
+    if runs:
+        out = folder / path.stem
+        asked = ["--evaluation.prompts", f"text:{lesson.prompt}", "--evaluation.count", "1", "--output", str(out)]
+        words = ["evaluate", *runs, *asked, "--evaluation.images_per_prompt", "8"]
+        subprocess.run([sys.executable, "-m", "tastemaker", *words], check=True, stdout=subprocess.DEVNULL)
+        shutil.copyfile(out / "grid.png", path)
+    return path
+
+
 def _point(point: Mapping[str, Any], row: Mapping[str, Any], lesson: Lesson) -> dict[str, Any]:
     """An evaluation: the change in standard deviations with its interval over prompts, the oracle, what was spent."""
     reward = lesson.judge or next(iter(row["reward"]))
@@ -78,7 +91,8 @@ def _point(point: Mapping[str, Any], row: Mapping[str, Any], lesson: Lesson) -> 
     found = {name: point[name] for name in ("iteration", "queries", "rows", "seconds", "reward", "diversity")}
     found |= {"sd": change["deviations"]} | {name: _times(change[name], unit) for name in ("low", "high")}
     found |= {name: oracle[f"shapes_alignment.{name}"] for name in ("count", "colour", "shape")}
-    found["reward"] = row["reward"][reward]["mean"]
+    if lesson.judge:  # the sweep's own number is that of the reward that was trained on
+        found["reward"] = row["reward"][reward]["mean"]
     return found | ({"values": [_short(value) for value in row["values"][reward]]} if lesson.values else {})
 
 
@@ -135,7 +149,9 @@ def write(name: str, folder: Path, results: Path, page: Path) -> None:
     pictures = page.parent / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     drawn = plots(name, own, pictures)
-    text = told(name, own, [f"{PICTURES}/{path.name}" for path in drawn])
+    if LESSONS[name].prompt:
+        drawn.append(sheet(LESSONS[name], folder, pictures / f"{name}_grid.png"))
+    text = told(name, own, [f"{PICTURES}/{path.name}" for path in drawn if path.is_file()])
     page.write_text(fill(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
     print(f"{text}\n")
 

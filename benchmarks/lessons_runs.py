@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,16 +29,20 @@ WORDS = {
     "lesson_steps": "DRaFT",
     "truncation=uniform": "AlignProp",
     "kl=0": "DRaFT",
+    "diversity=10": "a bonus for diversity",
     "reward_dropout=true": "dropout in the reward",
 }
 
 
 class Lesson(NamedTuple):
-    """The recipes whose sweeps it takes, whether it looks at every picture's reward, and which reward counts."""
+    """The recipes whose sweeps it takes, whether it looks at every picture's reward, which reward counts, and a prompt
+    that is drawn with every variant, where pictures of one are to be seen.
+    """
 
     recipes: tuple[str, ...]
     values: bool = False
     judge: str = ""  # the one that is trained on where it is not named
+    prompt: str = ""
 
 
 LESSONS = {
@@ -46,7 +51,7 @@ LESSONS = {
     "decay": Lesson(("lesson_decay",), values=True),
     "clip": Lesson(("lesson_clip", "lesson_reinforce")),
     "steps": Lesson(("lesson_steps", "lesson_uniform"), judge="jpeg_compressibility"),
-    "kl": Lesson(("lesson_kl", "lesson_remedies", "lesson_kl_ddpo")),
+    "kl": Lesson(("lesson_kl", "lesson_remedies", "lesson_kl_ddpo"), prompt="three yellow hearts"),
 }
 
 
@@ -56,6 +61,7 @@ LESSONS = {
 def title(run: Run) -> str:
     """What a reader calls a variant: `LoRA, 1e-4`, `DDPO, clip 1e-4`."""
     parts = [WORDS.get(part, part) for part in run["variant"].split(", ")]
+    parts = [re.sub("^kl=", "DRaFT+, kl ", part) for part in parts]
     parts = [part.removeprefix("learning_rate=").replace("clip=", "clip ") for part in parts]
     return ", ".join([*([WORDS[run["recipe"]]] if run["recipe"] in WORDS else []), *parts])
 
