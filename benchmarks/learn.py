@@ -35,7 +35,7 @@ from rows import ROWS, Row
 
 HERE = Path(__file__).resolve().parent
 ORACLE = "shapes_alignment"  # its parts are what the world's oracle reads: 1 where it is as the caption asks
-OWN = ("target", "fields", "judge")  # of a row's settings, what is no setting of a run
+OWN = ("target", "fields", "judge", "beside")  # of a row's settings, what is no setting of a run
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def train(job: Job, folder: Path) -> None:
         "model": job.model,
         "seed": job.seed,
         "reward": reward,
-        "held_out_rewards": list(dict.fromkeys([job.row.judged, ORACLE])),
+        "held_out_rewards": list(dict.fromkeys([job.row.judged, *job.row.beside, ORACLE])),
         "output_dir": str(folder),
         "device": "cpu",
         "save_samples": 0,
@@ -183,6 +183,7 @@ def _point(row: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], reward:
     return found | {
         "iteration": row["iteration"],
         "sd": row["change"][reward]["deviations"],
+        "changes": {name: one["deviations"] for name, one in row["change"].items() if "." not in name},
         "alignment": row["reward"][ORACLE]["mean"],
         "diversity": row.get("diversity", {}).get("mean"),
         "metric": row.get("diversity", {}).get("metric", ""),

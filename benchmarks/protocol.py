@@ -164,10 +164,10 @@ def _fast(runs: Sequence[Line]) -> Iterator[str]:
 
 
 def _queries(rows: Sequence[Row], runs: Sequence[Line]) -> Iterator[str]:
-    """The rows of the JPEG estimate, judged by real files: their queries to DDPO's level."""
-    names = [row.name for row in rows if row.group == "gradient" and row.judge == "jpeg_compressibility"]
-    goals = [name for name in names if name in ("draft-jpeg", "alignprop-jpeg")]
-    yield from queries.told(names, runs, fewer=FEWER, points=POINTS, goals=goals)
+    """Rows of reward gradients whose change in real files is known: their queries to DDPO's level."""
+    names = [row.name for row in rows if row.group == "gradient" and queries.JUDGE in (row.judge, *row.beside)]
+    goals = ("draft-jpeg", "alignprop-jpeg")
+    yield from queries.told(names, runs, least=DEVIATIONS, fewer=FEWER, points=POINTS, goals=goals)
 
 
 def _lost(run: Line, k: int) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Row:
     seeds: int = 3
     control: bool = True
     judge: str = ""  # the reward whose change counts, where it is not the one that is trained on
+    beside: tuple[str, ...] = ()  # other rewards whose change is written down
     seconds: float = 90.0  # that the training of one run may take on a machine of two cores
 
     @property
@@ -36,6 +37,7 @@ class Row:
         """All that decides what a run does, as `tastemaker.train` takes it, with `target` and `fields`."""
         own = {"target": self.target, "fields": dict(self.fields), "reward": self.reward, "prompts": "shapes"}
         own |= {"judge": self.judge} if self.judge else {}
+        own |= {"beside": self.beside} if self.beside else {}
         return own | {"evaluation": dict(self.evaluation)} | overrides
 
 
@@ -45,6 +47,31 @@ def _short(algorithm: str, reward: str, *, seeds: int = 3, **fields: Any) -> Row
 
 
 MORE = HELD_OUT | {"images_per_prompt": 8}  # 256 pictures
+# Reward gradients: every variant with the JPEG estimate, judged by real files, with the judge, and with both.
+CLIMB = {"images": 16, "updates": 1, "steps": 10, "guidance": 1.0, "iterations": 8, "learning_rate": 5e-3}
+SUM = "jpeg_proxy:1,shapes_judge:1"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "draft": ("draft", {"k": 1, "learning_rate": 6e-3}),
+    "draft_lv": ("draft", {"copies": 2}),
+    "draft_plus": ("draft", {"k": 1, "kl": 0.01, "learning_rate": 6e-3}),
+    "alignprop": ("alignprop", {}),
+    "refl": ("refl", {}),
+    "drtune": ("drtune", {"active": 5, "early": 2}),
+    "grad_copy": ("grad_copy", {}),
+}
+
+
+def _gradient(variant: str) -> tuple[Row, ...]:
+    algorithm, own = VARIANTS[variant]
+    fast, slow, sum_ = CLIMB | own, CLIMB | own, CLIMB | own
+    often = HELD_OUT | {"every": 2}
+    return (
+        Row(f"{variant}-jpeg", "gradient", algorithm, "jpeg_proxy", fast, often, judge="jpeg_compressibility"),
+        Row(f"{variant}-judge", "gradient", algorithm, "shapes_judge", slow),
+        Row(f"{variant}-sum", "gradient", algorithm, SUM, sum_, often, beside=("jpeg_compressibility",)),
+    )
+
+
 ROWS = (
     _short("ddpo", "jpeg_compressibility", updates=4),
     _short("ddpo", "jpeg_incompressibility", updates=4),

@@ -122,9 +122,12 @@ def test_queries_to_the_level_of_ddpo_lie_on_the_curve() -> None:
     fast = [{"iteration": k} | point(sd, colour=colour) for k, sd, colour in ((0, 0.0, 1.0), (8, 2 * height, 0.92))]
     quick = run(2 * height, row="draft-jpeg", iterations=8, queries=128, curve=fast)
     told = table(rows, [level, quick])
-    assert f"queries: after 2,500 queries ddpo-2560 stands at {height:+.2f} SD" in told
-    assert "queries: draft-jpeg: 64 (64), 39 x fewer; oracle there, in points: colour -4.0, shape +0.0" in told
-    assert told.endswith("- yes") and "- NO" not in told
+    said = f"queries to {height:+.2f} SD: draft-jpeg: 64 (64), 39.1 x fewer; oracle there, in points: colour -4.0, "
+    assert f"queries: after 2,500 queries ddpo-2560 stands at {height:+.2f} SD" in told and said in told
+    assert f"queries to {height:+.2f} SD: ddpo-2560: 2500 (2500), 1.0 x fewer" in told
+    assert "queries to +0.80 SD: draft-jpeg: 26 (26), 95" in told and told.endswith("- yes") and "- NO" not in told
     never = run(0.1, 1, row="draft-jpeg", iterations=8, queries=128, curve=[*fast[:1], {"iteration": 8} | point(0.1)])
-    assert "queries: draft-jpeg: 1 of 2 runs never reached it" in table(rows, [level, quick, never])
+    assert " SD: draft-jpeg: 1 of 2 runs never reached it" in table(rows, [level, quick, never])
+    fast[1] |= {"changes": {"jpeg_compressibility": 0.9}}  # of a run that is judged by something else
+    assert f"{height:+.2f} SD: draft-jpeg: 1 of 1 runs never" in table(rows, [level, quick])
     assert "queries" not in table(rows, [quick]).split("verdict |")[1]
