@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import queries
 import yaml
 from controls import Permuted, Signed
 from protocol import page, table
@@ -262,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + table(rows, there))
     if asked.page:
         asked.page.write_text(page(rows, there), encoding="utf-8")
+        names = [row.name for row in rows if row.group == "gradient" and row.judge == queries.JUDGE]
+        queries.chart(names, there, asked.page.parent / "images" / "queries.svg")
     return 1 if failed else 0
 
 

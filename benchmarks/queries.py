@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tastemaker.reports.plot import Series, line_chart
 
 Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 DDPO, SPENT = "ddpo-2560", 2500  # the row that sets the level, and after how many queries
@@ -65,6 +69,24 @@ def _said(found: Sequence[Mapping[str, float]], fewer: float, points: float, *, 
     each = " ".join(f"{one['queries']:.0f}" for one in found)
     tick = f" - {'yes' if good else 'NO'}" if judged else ""
     return f"{spent:.0f} ({each}), {SPENT / spent:.1f} x fewer; oracle there, in points: {parts}{tick}"
+
+
+def chart(names: Sequence[str], runs: Sequence[Line], path: Path) -> bool:
+    """Draws the change in real files against the queries, over seeds; False where nothing was run."""
+    series = []
+    for name in (DDPO, *names):
+        own = [run for run in runs if run["row"] == name and not run["control"]]
+        columns = list(zip(*(zip(_queries(run), _heights(run), strict=True) for run in own), strict=False))[1:]
+        if not columns:
+            continue
+        x = [math.log10(column[0][0]) for column in columns]
+        heights = [[height for _, height in column] for column in columns]
+        title = name.removesuffix("-jpeg").replace(DDPO, "ddpo")
+        series.append(Series(title, x, [*map(statistics.mean, heights)], [*map(min, heights)], [*map(max, heights)]))
+    if series:
+        head = "Smaller files: how many pictures have to be scored"
+        line_chart(series, title=head, x="reward queries, power of ten", y="change, SD of the base", path=path)
+    return bool(series)
 
 
 def _queries(run: Line) -> list[float]:

@@ -121,4 +121,5 @@ ROWS = (
         control=False,
         seconds=480.0,
     ),
+    *(row for variant in VARIANTS for row in _gradient(variant)),
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import protocol
 import pytest
+import queries
 from protocol import crossing, page, table, verdict
 from rows import Row
 
@@ -131,3 +133,14 @@ def test_queries_to_the_level_of_ddpo_lie_on_the_curve() -> None:
     fast[1] |= {"changes": {"jpeg_compressibility": 0.9}}  # of a run that is judged by something else
     assert f"{height:+.2f} SD: draft-jpeg: 1 of 1 runs never" in table(rows, [level, quick])
     assert "queries" not in table(rows, [quick]).split("verdict |")[1]
+
+
+def test_the_chart_shows_rows_that_were_run(tmp_path: Path) -> None:
+    curve = [{"iteration": k} | point(sd) for k, sd in ((0, 0.0), (20, 1.0), (40, 2.0))]
+    runs = [run(2.0, seed, row="ddpo-2560", iterations=40, queries=2560, curve=curve) for seed in (0, 1)]
+    assert queries.chart(["draft-jpeg"], runs, tmp_path / "queries.svg")
+    text = (tmp_path / "queries.svg").read_text()
+    assert "ddpo: reward queries, power of ten 3.40824, change, SD of the base 2" in text and "draft" not in text
+    assert not queries.chart(["draft-jpeg"], [], tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()
+    rows = [Row("draft-jpeg", "gradient", "draft", "jpeg_proxy")]
+    assert "images/queries.svg" in page(rows, runs) and "images/queries.svg" not in page([ROW], runs)
