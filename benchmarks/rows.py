@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Row:
     seeds: int = 3
     control: bool = True
     judge: str = ""  # the reward whose change counts, where it is not the one that is trained on
+    more: Mapping[str, Any] = field(default_factory=dict)  # of the run's settings, over the model's defaults
     beside: tuple[str, ...] = ()  # other rewards whose change is written down
     seconds: float = 90.0  # that the training of one run may take on a machine of two cores
 
@@ -38,7 +39,7 @@ class Row:
         own = {"target": self.target, "fields": dict(self.fields), "reward": self.reward, "prompts": "shapes"}
         own |= {"judge": self.judge} if self.judge else {}
         own |= {"beside": self.beside} if self.beside else {}
-        return own | {"evaluation": dict(self.evaluation)} | overrides
+        return own | {"evaluation": dict(self.evaluation), **self.more} | overrides
 
 
 def _short(algorithm: str, reward: str, *, seeds: int = 3, **fields: Any) -> Row:
@@ -61,15 +62,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _gradient(variant: str) -> tuple[Row, ...]:
+def _gradient(variant: str) -> Iterator[Row]:
     algorithm, own = VARIANTS[variant]
-    fast, slow, sum_ = CLIMB | own, CLIMB | own, CLIMB | own
-    often = HELD_OUT | {"every": 2}
-    return (
-        Row(f"{variant}-jpeg", "gradient", algorithm, "jpeg_proxy", fast, often, judge="jpeg_compressibility"),
-        Row(f"{variant}-judge", "gradient", algorithm, "shapes_judge", slow),
-        Row(f"{variant}-sum", "gradient", algorithm, SUM, sum_, often, beside=("jpeg_compressibility",)),
-    )
+    often, few = HELD_OUT | {"every": 2}, {"lr_warmup_steps": 0}  # eight updates leave no time to warm up
+    jpeg = "jpeg_compressibility"
+    yield Row(f"{variant}-jpeg", "gradient", algorithm, "jpeg_proxy", CLIMB | own, often, judge=jpeg, more=few)
+    yield Row(f"{variant}-judge", "gradient", algorithm, "shapes_judge", CLIMB | own)
+    yield Row(f"{variant}-sum", "gradient", algorithm, SUM, CLIMB | own, often, more=few, beside=(jpeg,))
 
 
 ROWS = (
