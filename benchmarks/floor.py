@@ -7,8 +7,9 @@ alternate in one process, and an iteration is compared with the mean of the floo
 machine that grows slower does not favour either.
 
 Where the reward is differentiated, a picture's chain costs what was drawn for it: the steps before its first live one
-are rows forward, its live steps rows forward and backward. The floor's rows are then so many of each as are timed well,
-and count by what the iteration needed. Decoding, which is differentiated too, is not in the floor; it is shown beside.
+are rows forward, its live steps rows forward and backward, and those behind another live one also hand a gradient on
+to what they saw. The floor's rows are then so many of each as are timed well, and count by what the iteration needed.
+Decoding, which is differentiated too, is no network row; the ratio to rows and decoder together is shown beside.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from harness import (
     write_result,
 )
 
+from tastemaker.algorithms.drtune import DRTune
 from tastemaker.iteration import Later
 
 GOALS = {"ddpo": 1.10, "alignprop": 1.15}
@@ -51,6 +53,7 @@ class Needed(NamedTuple):
 
     forward: int
     both: int
+    through: int = 0  # of both, the rows whose gradient goes on to what the network saw
 
 
 class Counted:
@@ -73,8 +76,8 @@ class Counted:
 
     def _made(self, make: Any, plan: Any) -> Any:
         batch = make()
-        forward, both = (calls * plan.guided for calls in calls_of(batch, plan.steps))
-        self.needed[-1] = Needed(self.needed[-1].forward + forward, self.needed[-1].both + both)
+        found = (calls * plan.guided for calls in calls_of(batch, plan.steps, self.algorithm))
+        self.needed[-1] = Needed(*map(sum, zip(self.needed[-1], found, strict=True)))
         return batch
 
 
@@ -82,13 +85,18 @@ def plan_rows(plan: Any) -> Needed:
     return Needed(plan.sampling_rows, plan.learning_rows)
 
 
-def calls_of(batch: Any, steps: int) -> tuple[int, int]:
-    """Calls behind one update's pictures, guidance aside: forward, and forward and backward."""
+def calls_of(batch: Any, steps: int, algorithm: Any) -> Needed:
+    """Calls behind one update's pictures, guidance aside.
+
+    The first live call of a picture sees what depends on no weights; later ones hand a gradient on to what they saw,
+    which costs their first layers a backward pass too. DRTune's see cut inputs.
+    """
     starts = getattr(batch, "starts", batch)
     if not hasattr(starts, "course"):  # steps of whole chains that are learned from one by one
-        return (int(batch.sample.max()) + 1) * steps, len(batch)
+        return Needed((int(batch.sample.max()) + 1) * steps, len(batch))
     live = int(starts.course.live.sum())
-    return int((starts.course.stop + 1).clamp(max=steps).sum()) - live, live
+    through = 0 if isinstance(algorithm, DRTune) else live - len(starts)
+    return Needed(int((starts.course.stop + 1).clamp(max=steps).sum()) - live, live, through)
 
 
 class Alternation:
@@ -97,9 +105,8 @@ class Alternation:
     def __init__(self, pairs: int, profiled: bool) -> None:
         self.pairs, self.profile = pairs, cProfile.Profile() if profiled else None
         self.ours: list[float] = []
-        self.forward: list[float] = []
-        self.both: list[float] = []
-        self.rows: tuple[Rows, Rows] | None = None
+        self.network: list[tuple[float, ...]] = []  # of each kind of rows
+        self.rows: tuple[Rows, ...] = ()
         self.counted: Counted | None = None
         self.began = 0.0
 
@@ -114,8 +121,9 @@ class Alternation:
             timed = Needed(*(max(64, min(TIMED, every) // 64 * 64),) * 2)
         print("the network alone:")
         forward = fastest(networks, timed.forward, learn=False)
-        self.rows = forward, fastest(networks, timed.both, learn=True)
-        print(f"the floor: {self.rows[0]}; {self.rows[1]}")
+        both = fastest(networks, timed.both, learn=True)
+        self.rows = forward, both, replace(both, through=True)
+        print("the floor: " + "; ".join(map(str, self.rows)))
 
     def __call__(self, k: int) -> None:
         if k:
@@ -124,19 +132,19 @@ class Alternation:
             if self.profile:
                 self.profile.disable()
             return
-        assert self.rows is not None
-        self.forward.append(self.rows[0].seconds())
-        self.both.append(self.rows[1].seconds())
+        self.network.append(tuple(rows.seconds() for rows in self.rows))
         if self.profile and k == self.pairs + 1:
             self.profile.enable()
         self.began = time.perf_counter()
 
     def alone(self, k: int) -> tuple[float, float]:
         """Seconds of iteration k's rows forward, and of those forward and backward, as the network took beside it."""
-        assert self.rows is not None and self.counted is not None
-        kinds = zip(self.counted.needed[k], self.rows, (self.forward, self.both), strict=True)
-        forward, both = (count / timed.rows * sum(taken[k : k + 2]) / 2 for count, timed, taken in kinds)
-        return forward, both
+        assert self.counted is not None
+        needed = self.counted.needed[k]
+        counts = needed.forward, needed.both - needed.through, needed.through
+        kinds = zip(counts, self.rows, *self.network[k : k + 2], strict=True)
+        forward, both, through = (count / timed.rows * (one + two) / 2 for count, timed, one, two in kinds)
+        return forward, both + through
 
     def floor(self, k: int) -> float:
         """Seconds of the floor beside iteration k."""
@@ -147,9 +155,10 @@ def compare(taken: Alternation, rows: list[dict[str, Any]], pairs: int, decoder:
     """Every pair that counts, and the medians."""
     ks = range(1, pairs + 1)
     ratios = [taken.ours[k] / taken.floor(k) for k in ks]
-    print("\n  iteration   network   ratio   (s)")
-    for k, ratio in zip(ks, ratios, strict=True):
-        print(f"  {taken.ours[k]:9.2f} {taken.floor(k):9.2f} {ratio:7.3f}")
+    decoded = [taken.ours[k] / (taken.floor(k) + (decoder or 0.0)) for k in ks]
+    print("\n  iteration   network   ratio   with the decoder   (s)")
+    for k, ratio, other in zip(ks, ratios, decoded, strict=True):
+        print(f"  {taken.ours[k]:9.2f} {taken.floor(k):9.2f} {ratio:7.3f} {other:18.3f}")
     parts = {name: statistics.median(rows[k]["seconds"][name] for k in ks) for name in rows[0]["seconds"]}
     kinds = zip(("forward", "both"), zip(*map(taken.alone, ks), strict=True), strict=True)
     alone = {name: statistics.median(values) for name, values in kinds}
@@ -158,12 +167,16 @@ def compare(taken: Alternation, rows: list[dict[str, Any]], pairs: int, decoder:
     where = "beside the sampling" if decoder is None else "in the learning"
     print(f"the rest {parts['other']:.2f} s; scoring, {where}, {parts['reward']:.2f} s")
     if decoder is not None:
-        print(f"the decoder, forward and backward, of all pictures {decoder:.2f} s, none of it in the floor")
+        print(
+            f"the decoder, forward and backward, of all pictures {decoder:.2f} s; iteration / (rows + decoder) "
+            f"{statistics.median(decoded):.3f}"
+        )
     print(f"the first iteration {taken.ours[0]:.2f} s")
     assert taken.counted is not None
     return {
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "with_decoder": decoded,
         "ours": [taken.ours[k] for k in ks],
         "alone": [taken.floor(k) for k in ks],
         "first_iteration": taken.ours[0],
@@ -223,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         run.train()
         found = compare(taken, metrics(Path(folder)), asked.pairs, decoder)
     calls = {"micro_batch": run.plan.micro_batch, "sampling_batch": run.plan.sampling_batch}
-    floor = [str(rows) for rows in taken.rows or ()]
+    floor = [str(rows) for rows in taken.rows]
     setting = {"algorithm": asked.algorithm, "model": asked.model, **own}
     result = {"benchmark": "floor", **setting, **calls, "floor": floor, **found, "machine": machine()}
     goal = GOALS.get(asked.algorithm)

@@ -177,9 +177,10 @@ class Network:
         """The same weights again in this layout."""
         return replace(self, unet=copy.deepcopy(self.unet).to(memory_format=layout), layout=layout)
 
-    def seconds(self, batch: int, calls: int, *, learn: bool) -> float:
-        """So many calls of `batch` rows, forward, or forward and backward into the adapter."""
+    def seconds(self, batch: int, calls: int, *, learn: bool, through: bool = False) -> float:
+        """So many calls of `batch` rows, forward, or forward and backward into the adapter; `through`, into x too."""
         x = torch.randn(batch, *self.shape, device=self.device).contiguous(memory_format=self.layout)
+        x.requires_grad_(through)
         t = torch.full((batch,), self.time, device=self.device)
         text = torch.randn(batch, *self.text, device=self.device)
         self._wait()
@@ -208,12 +209,14 @@ class Rows:
     batch: int
     rows: int
     learn: bool
+    through: bool = False  # the gradient goes on to what the network sees
 
     def seconds(self) -> float:
-        return self.network.seconds(self.batch, self.rows // self.batch, learn=self.learn)
+        calls = self.rows // self.batch
+        return self.network.seconds(self.batch, calls, learn=self.learn, through=self.through)
 
     def __str__(self) -> str:
-        kind = "forward-backward" if self.learn else "forward"
+        kind = f"forward-backward{' to the input' * self.through}" if self.learn else "forward"
         return f"{self.rows} rows {kind}, {self.batch} a call, {str(self.network.layout).removeprefix('torch.')}"
 
 

@@ -27,7 +27,7 @@ FIXED = ("algorithm", "model", "revision", "variant", "reward", "prompts", "nega
 JUDGED = ("evaluation", "lpips_weights")
 TRAIN = "train"  # --evaluation.prompts train: those of the training
 CALL_ROWS = 64  # items of one network call where nothing else limits them
-GRAPHS = 256  # network calls of single items whose graphs are held at once, likewise
+GRAPHS = 320  # network calls of single items whose graphs are held at once, likewise
 
 
 def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: int, limit: int | None = None) -> Plan:
@@ -35,12 +35,15 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
 
     micro_batch, if open: of all sizes up to the limit, the one that wastes the fewest rows on repeats.
     sampling_batch, if open, is the same: drawing and learning in calls of equal rows give equal log-probabilities.
+    Where the reward is differentiated nothing is compared, so drawing, which holds no graph, takes larger calls, unless
+    memory or a stated micro_batch limits them.
     """
     items, calls = algorithm.items(schedule), algorithm.calls(schedule)
     share, drawn = -(-algorithm.images // (algorithm.updates * devices)), -(-algorithm.images // devices)
     most = min(limit or CALL_ROWS, drawn, max(1, GRAPHS // calls.depth))
-    rounds = {share * items: 3 * algorithm.updates, drawn: algorithm.steps}
-    micro = run.plan.micro_batch or _fewest_repeats(rounds, most)
+    rounds = {share * items: 3 * algorithm.updates}
+    wide = algorithm.differentiates and not (limit or run.plan.micro_batch)
+    micro = run.plan.micro_batch or _fewest_repeats(rounds if wide else rounds | {drawn: algorithm.steps}, most)
     return Plan(
         iterations=algorithm.iterations,
         images=algorithm.images,
@@ -51,7 +54,7 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
         guidance=algorithm.guidance,
         items=items,
         micro_batch=micro,
-        sampling_batch=run.plan.sampling_batch or micro,
+        sampling_batch=run.plan.sampling_batch or (max(micro, min(CALL_ROWS, share)) if wide else micro),
         devices=devices,
         learning_guidance=algorithm.learning_guidance,
         drawn=calls.drawn,

@@ -31,6 +31,7 @@ COMPONENT = "unet"
 # Pixels the VAE sees in one call: eight pictures of 512 x 512; with a graph, which keeps every activation, one.
 CALL_PIXELS = 8 * 512 * 512
 GRAPH_PIXELS = 512 * 512
+KEPT_PIXELS = 256 * 256  # in all: so few that keeping their graph costs little beside the chain's
 
 
 class StableDiffusion:
@@ -125,7 +126,7 @@ class StableDiffusion:
     def decode(self, x0: Tensor) -> Tensor:
         graph = torch.is_grad_enabled() and x0.requires_grad
         parts = x0.split(self._rows_per_call(GRAPH_PIXELS if graph else CALL_PIXELS))
-        if not graph:
+        if not graph or (len(x0) * self._pixels <= KEPT_PIXELS and not self._slicing):
             return torch.cat([self._decode(part) for part in parts])
         once_more = [checkpoint(self._decode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         return torch.cat(once_more)
@@ -150,8 +151,13 @@ class StableDiffusion:
     def _rows_per_call(self, pixels: int) -> int:
         if self._slicing:
             return 1
+        return max(1, pixels // self._pixels)
+
+    @property
+    def _pixels(self) -> int:
+        """Of one picture."""
         side = _vae_factor(self._vae)
-        return max(1, pixels // (self.latent_shape[1] * self.latent_shape[2] * side * side))
+        return self.latent_shape[1] * self.latent_shape[2] * side * side
 
     def using(self, weights: str) -> AbstractContextManager[None]:
         return self._weights.using(weights)
