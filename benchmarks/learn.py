@@ -63,12 +63,16 @@ def jobs_of(
 ) -> Iterator[Job]:
     """All runs of the rows, the control of a seed right after its run."""
     from tastemaker.config import recipes
+    from tastemaker.shapes import assets
 
     weights = model_mark(model)
     for row in rows:
         recipe = yaml.safe_load(recipes()[row.target].read_text(encoding="utf-8")) if row.target in recipes() else {}
         algorithm = recipe["algorithm"]["name"] if recipe else row.target
-        described = json.dumps([row.settings(overrides), recipe, weights, brought(model, algorithm)], sort_keys=True)
+        parts = [row.settings(overrides), recipe, weights, brought(model, algorithm)]
+        if "shapes_judge" in row.reward:
+            parts.append(assets.judge().read_bytes().hex())
+        described = json.dumps(parts, sort_keys=True)
         digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
         for seed in seeds or range(row.seeds):
             for control in (False, True)[: 1 + row.control]:

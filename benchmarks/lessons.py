@@ -4,7 +4,7 @@
     python benchmarks/lessons.py --lesson clip,decay    # only these
     python benchmarks/lessons.py --table                # makes no run: collects what has ended, writes plots and page
 
-A lesson is one or two sweeps, by the commands in the recipes' headers, in FOLDER/NAME. A sweep that has ended is
+A lesson is one sweep or a few, by the commands in the recipes' headers, in FOLDER/NAME. A sweep that has ended is
 copied into results/lessons.jsonl, and everything on the page comes from there.
 """
 

@@ -74,13 +74,18 @@ def stop(run: Run) -> Mapping[str, float]:
 
 def _stopped(stops: Sequence[Mapping[str, float]], runs: Sequence[Run]) -> Iterator[str]:
     """Early stopping by measure: what the oracle would have kept, and at what price."""
-    early = all(one["iteration"] < run["curve"][-1]["iteration"] for one, run in zip(stops, runs, strict=True))
-    if not early:
+    pairs = [(one, run) for one, run in zip(stops, runs, strict=True) if one["iteration"] < _last(run)]
+    if not pairs:
         yield f"A held-out measure says when to stop: {OPEN}, colour and shape stay within {LOST:.0f} points."
         return
-    sd, went = (float(np.mean(values)) for values in ([one["sd"] for one in stops], [lost(run) for run in runs]))
-    at = ", ".join(str(one["iteration"]) for one in stops)
+    sd, went = (float(np.mean(values)) for values in zip(*((one["sd"], lost(run)) for one, run in pairs), strict=True))
+    at = ", ".join(str(one["iteration"]) for one, _ in pairs)
     yield (
-        f"Stopped before colour or shape lose {LOST:.0f} points (iteration {at}) runs stand at {sd:+.2f} SD; "
-        f"going on costs {went:.0f} points."
+        f"{len(pairs)} of {len(runs)} runs go on to lose more than {LOST:.0f} points of colour or shape. Stopped "
+        f"before that (iteration {at}) they stand at {sd:+.2f} SD; going on costs {went:.0f} points."
     )
+
+
+def _last(run: Run) -> int:
+    iteration: int = run["curve"][-1]["iteration"]
+    return iteration

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -243,3 +244,42 @@ def test_runs_of_a_sweep_are_told_apart_and_one_prompt_fills_the_grid(tmp_path: 
     with Image.open(tmp_path / "out" / "grid.png") as sheet:
         width, height = sheet.size
     assert width > height > 400  # three pictures across, three down, and the names beside them
+
+
+def test_pictures_of_another_noise_are_not_taken_for_those_of_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = str(runs.finished()[0]), tmp_path / "all"
+    few = ("--evaluation.count", "1", "--evaluation.steps", "2", "--output", str(out))
+    made = []
+    real = judging.judge
+    monkeypatch.setattr(judging, "judge", lambda *a, **k: made.append(1) or real(*a, **k))
+    grids = []
+    for seed in ("0", "1", "0", "0"):
+        judged(run, "--seed", seed, *few)
+        grids.append((out / "grid.png").read_bytes())
+    assert grids[0] == grids[2] == grids[3] != grids[1] and len(made) == 6  # the base and the run, three times
+
+
+def test_a_term_of_a_sum_that_changes_is_another_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = tmp_path / "mine.py", tmp_path / "all"
+    asked = (str(runs.finished()[0]), "--evaluation.count", "1", "--evaluation.steps", "2", "--output", str(out))
+    found = []
+    for factor in (1, 1000):
+        file.write_text(f"def bright(images, prompts):\n    return {factor} * images.mean((1, 2, 3))\n")
+        judged(*asked, "--rewards", f"{file}:bright:2")
+        rows = json.loads((out / "evaluation.json").read_text())["rows"]
+        found.append(next(iter(rows[0]["scores"].values()))["mean"])
+    assert found[1] == pytest.approx(1000 * found[0], rel=1e-4)
+
+
+def test_distances_of_two_metrics_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = str(runs.finished()[0]), tmp_path / "all"
+    few = ("--evaluation.count", "1", "--evaluation.images_per_prompt", "2", "--evaluation.steps", "2")
+    judged(run, *few, "--output", str(out))
+    real = judging.metric_for
+    monkeypatch.setattr(judging, "metric_for", lambda *a, **k: replace(real(*a, **k), name="LPIPS"))
+    asked = ("evaluate", "--device", "cpu", "--evaluation.prompts", "train", run, *few, "--output", str(out))
+    ran = runs.call(*asked, "--mix", ".5")
+    said = "measured diversity as pixels (mean squared), now it would be LPIPS, and the two cannot be compared"
+    assert ran.code == 2 and said in ran.err

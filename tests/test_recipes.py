@@ -21,6 +21,7 @@ from tastemaker.prompts.sources import Listed, source
 from tastemaker.rewards import PENDING, named
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.sweeping import Sweep
+from tastemaker.training.lines import read_lines
 from tastemaker.world import World
 
 RECIPES = sorted(config.recipes())
@@ -217,6 +218,29 @@ def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_orac
     assert (tree["reward"], tree["held_out_rewards"]) == ("jpeg_proxy", ["jpeg_compressibility", "shapes_alignment"])
     assert (plan.images, plan.steps) == (16, 10) and tree["evaluation"]["prompts"] == "shapes_heldout"
     assert tree["algorithm"]["name"] == name.removeprefix("shapes_")
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES - {"shapes_ddpo_fast"}))
+def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tmp_path: Path) -> None:
+    """One update of two pictures: the files of a run are there, and real files are judged beside the estimate."""
+    few = ("--algorithm.images", "2", "--iterations", "1", "--evaluation.count", "2")
+    more = (
+        "--evaluation.images_per_prompt",
+        "1",
+        "--evaluation.steps",
+        "2",
+        "--device",
+        "cpu",
+        "--output_dir",
+        str(tmp_path / "run"),
+    )
+    ran = runs.call("train", name, *few, *more)
+    assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    before, after = read_lines(tmp_path / "run" / "evaluations.jsonl")
+    assert row["queries"] == 2 and row["updates"][0]["grad_norm"] > 0 and row["updates"][0]["skipped"] == 0
+    for judge in ("jpeg_proxy", "jpeg_compressibility"):
+        assert before["reward"][judge]["mean"] != after["reward"][judge]["mean"]
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW) - LESSONS - CLIMBS))

@@ -84,6 +84,11 @@ class Judging:
             picture = policy.decode(torch.zeros(1, *policy.latent_shape, device=policy.device))
         size, weights = min(picture.shape[-2:]), self.bench.settings.lpips_weights
         found = metric_for(weights, self.bench.judges, size=size, device=policy.device, progress=Bars())
+        if self.shelf.metric and found.name != self.shelf.metric:
+            raise ValueError(
+                f"what is in --output measured diversity as {self.shelf.metric}, now it would be {found.name}, and the "
+                "two cannot be compared: name another --output, or the same weights with --lpips_weights."
+            )
         if found.note:
             print(found.note)
         return found

@@ -20,6 +20,8 @@ from tastemaker.evaluation.evaluate import Verdict
 from tastemaker.folder import write_text
 from tastemaker.policy.load import folder as model_folder
 from tastemaker.reports.pictures import grid
+from tastemaker.rewards.combine import Sum
+from tastemaker.rewards.reward import NamedReward
 from tastemaker.subjects import OF_MODEL, Subject
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class Shelf:
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))
         files = [self._image(subject, b) for b in kept["ids"]]
-        if not all(file.is_file() for file in files):
+        mark = self._mark(subject)
+        if not all(file.is_file() for file in (*files, mark)) or mark.read_text(encoding="utf-8") != path.stem:
+            return None
+        if self.metric and kept["metric"] != self.metric:  # distances of two metrics are not compared
             return None
         self.metric = kept["metric"]
         values = {name: torch.tensor([_number(v) for v in found]) for name, found in kept["values"].items()}
@@ -60,10 +65,12 @@ class Shelf:
         path = self._path(subject, bench)
         if path is None:
             return
+        mark = self._mark(subject)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.unlink(missing_ok=True)  # those that are there may be of another verdict
         for b, picture in zip(verdict.ids, verdict.pictures, strict=True):
-            file = self._image(subject, b)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(self._image(subject, b))
+        write_text(mark, path.stem)
         found = {
             "schema": SCHEMA,
             "model": subject.name,
@@ -100,6 +107,10 @@ class Shelf:
         assert self.folder is not None
         return self.folder / "images" / re.sub(r"[^\w.-]+", "-", subject.name) / f"{b}.png"
 
+    def _mark(self, subject: Subject) -> Path:
+        """Says of which verdict a model's pictures are: the last one that was made of it."""
+        return self._image(subject, 0).with_name("verdict.txt")
+
     def _path(self, subject: Subject, bench: Bench) -> Path | None:
         if self.folder is None:
             return None
@@ -112,7 +123,7 @@ class Shelf:
             list(_weights(subject.plain)),
             asked,
             [list(trial.prompts.texts), list(trial.prompts.groups), repr(trial.prompts.metadata)],
-            [[judge.name, _source(judge.function), _settings(judge.function)] for judge in bench.judges],
+            [list(_judge(judge)) for judge in bench.judges],
             bench.settings.lpips_weights,
         ]
         one = subject.plain
@@ -131,6 +142,13 @@ def _weights(subject: Subject) -> Iterator[tuple[str, int, int]]:
     for place in [*places, home]:
         for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []:
             yield file.name, file.stat().st_size, file.stat().st_mtime_ns
+
+
+def _judge(judge: NamedReward) -> Iterator[Any]:
+    """What a judge is known by; of a sum, what every term is."""
+    yield from (judge.name, _source(judge.function), _settings(judge.function))
+    if isinstance(judge.function, Sum):
+        yield from (list(_judge(term)) for term in judge.function.terms)
 
 
 def _settings(function: Any) -> str:

@@ -234,6 +234,11 @@ def _mixture(subject: Subject, flags: Mapping[str, Any]) -> Exportable:
     parts = subject.mix or ()
     adapter = mixed([Member(part.name, adapter_of(str(part.lora.file))[1], part.weight) for part in parts])
     policy = _loaded(subject.tree, flags, _fitting(adapter, LoRA()))
+    if left := sorted(adapter.keys() - policy.named_parameters().keys()):
+        raise ValueError(
+            f"{subject.name}: --model {subject.tree['model']} has no layer for {left[0]!r}. Use the model that the "
+            "LoRAs were made for."
+        )
     for name, parameter in policy.named_parameters().items():
         value = adapter.get(name, torch.zeros_like(parameter))
         if value.shape != parameter.shape:

@@ -208,7 +208,8 @@ def judged(it: Iteration, prompts: Prompts, x0: Tensor) -> Judged:
     good.copy_(finite)
     it.saw(prompts.ids, x0, scores)
     it.notes.extend(note for note, ok in zip(scores.notes, finite.tolist(), strict=False) if note and not ok)
-    value = torch.where(finite, scores.value, 0.0)
+    value = torch.where(finite, scores.value, 0.0).to(images.device)
+    finite = finite.to(images.device)
     return Judged(value, torch.where(finite, value, torch.nan).detach(), images)
 
 

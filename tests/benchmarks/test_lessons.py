@@ -193,9 +193,11 @@ def test_a_measure_stops_a_run_before_it_has_lost_too_much() -> None:
         one["curve"][1] |= {"colour": 0.96}
         one["curve"][2] |= {"colour": 0.7, "shape": 0.94}
     assert verdicts("kl", runs)[-1] == (
-        "Stopped before colour or shape lose 5 points (iteration 10, 10, 10) runs stand at +0.55 SD; going on costs 30 "
-        "points."
+        "3 of 3 runs go on to lose more than 5 points of colour or shape. Stopped before that (iteration 10, 10, 10) "
+        "they stand at +0.55 SD; going on costs 30 points."
     )
+    runs[0]["curve"][2] |= {"colour": 0.96, "shape": 1.0}
+    assert verdicts("kl", runs)[-1].startswith("2 of 3 runs go on") and "+0.57 SD" in verdicts("kl", runs)[-1]
 
 
 def test_plots_show_every_variant(tmp_path: Path) -> None:

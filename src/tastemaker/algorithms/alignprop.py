@@ -7,7 +7,7 @@ drawn anew for every picture, K ~ U(0, T), which the authors found to keep pictu
 
 Departs from mihirp1998/AlignProp@5a28984:
 1. K is drawn once a picture; there, and in TRL, a coin is tossed at every step (`truncation: per_step` does that, with
-   a last step that is always live).
+   a last step that is live where no other is).
 2. Steps that are cut off run without a graph, many pictures a call; there they run with one and are detached.
 3. Evaluations have noise of their own; there one reseeds the training noise at every step.
 4. Where the network predicts v or x0, an idle step inside the chain (`per_step`) holds the noise constant.
@@ -33,7 +33,10 @@ from tastemaker.surrogate import Starts, judged, prefix, shares, walk, whole
 
 @dataclass(frozen=True)
 class AlignProp(Algorithm):
-    """The settings of AlignProp; defaults of the authors' configuration for the aesthetic reward but for its target."""
+    """The settings of AlignProp; defaults of the authors' configuration for the aesthetic reward.
+
+    That has a target, a coin for every step and seven iterations (the recipe `alignprop_aesthetic`).
+    """
 
     differentiates = True
 

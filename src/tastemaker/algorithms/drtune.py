@@ -7,7 +7,7 @@ last `early` steps drawn uniformly, and the network's belief about x0 there is t
 
 Departs from the paper:
 1. No code was published and its text was not at hand; the defaults are ours, and so is the place of the first active
-   step, drawn uniformly within the spacing.
+   step, drawn uniformly among those that leave room for all of them.
 2. The last active step is never behind the one at which the chain stops: where that would leave none, it is that one.
 """
 

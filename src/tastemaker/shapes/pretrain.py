@@ -206,7 +206,7 @@ def train_judge(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
 
 
 def _shown(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """`count` pictures of training captions, then each as the package's autoencoder gives it back, from latents with
+    """`count` pictures, then each as the package's autoencoder gives it back, from latents with
     some noise: uint8 `[2N,64,64,3]`. And what they show, `[2N,3]`, as places in the judge's tables. Kept in the folder.
     """
     file = folder / f"shown-{count}.pt"

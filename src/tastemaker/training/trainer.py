@@ -162,7 +162,10 @@ class Training:
 
 
 def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progress) -> dict[str, float]:
-    """One optimizer step on the mean of the loss over all devices' items, in network calls of equal rows."""
+    """One optimizer step on the mean of the loss over all devices' items, in network calls of equal rows.
+
+    Items whose score failed, NaN in the statistic `reward`, are left out of the mean; if all did there is no step.
+    """
     total = it.world.sum(len(update.batch))
     if total == 0:
         return {"items": 0.0, "skipped": 1.0}
@@ -179,6 +182,14 @@ def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progr
     else:
         raise ValueError("out of memory with one item a call: use --gradient_checkpointing or a lower --resolution.")
     it.world.add_gradients(it.policy.parameters())
+    failed = it.world.sum(int(stats["reward"].isnan().sum()) if "reward" in stats else 0)
+    if failed == total:
+        optimizer.zero_grad()
+        return {"items": 0.0, "skipped": 1.0}
+    if failed:
+        for parameter in it.policy.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(total / (total - failed))
     return {"items": float(total)} | _over_ranks(it.world, stats) | optimizer.step()
 
 
@@ -192,8 +203,11 @@ def _backward(
         if loss.value.shape != (rows,):
             found = list(loss.value.shape)
             raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {found}.")
-        optimizer.backward(loss.value[:own].sum() / total)
-        for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
+        failed = loss.stats["reward"][:own].isnan() if "reward" in loss.stats else torch.zeros(own, dtype=torch.bool)
+        scored = ~failed.to(loss.value.device)
+        optimizer.backward(torch.where(scored, loss.value[:own], 0.0).sum() / total)
+        stats.setdefault("loss", []).append(loss.value.detach()[:own][scored])
+        for name, value in loss.stats.items():
             stats.setdefault(name, []).append(value[:own])
         progress.advance(own)
         it.world.poll()
