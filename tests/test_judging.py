@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import runs
 from tastemaker import judging
@@ -283,3 +284,14 @@ def test_distances_of_two_metrics_are_not_compared(tmp_path: Path, monkeypatch: 
     ran = runs.call(*asked, "--mix", ".5")
     said = "measured diversity as pixels (mean squared), now it would be LPIPS, and the two cannot be compared"
     assert ran.code == 2 and said in ran.err
+
+
+def test_a_mix_of_a_lora_for_another_model_is_refused(tmp_path: Path) -> None:
+    weights = load_file(runs.finished()[0] / runs.LORA)
+    layer = next(iter(weights)).partition(".lora")[0]
+    pair = {name: weight for name, weight in weights.items() if name.startswith(layer)}
+    more = {re.sub(r"(down|up)_blocks\.\d", "down_blocks.7", name): weight.clone() for name, weight in pair.items()}
+    save_file(weights | more, tmp_path / "other.safetensors")
+    asked = ("evaluate", str(tmp_path / "other.safetensors"), "--model", runs.model(), "--device", "cpu", "--mix", ".5")
+    ran = runs.call(*asked, "--rewards", runs.reward("brightness"), "--evaluation.prompts", "text:a red circle")
+    assert ran.code == 2 and "has no layer for 'down_blocks.7" in ran.err and "Use the model that" in ran.err, ran.err
