@@ -89,7 +89,9 @@ def page(rows: Sequence[Row], runs: Sequence[Line]) -> str:
                 missing.append(f"- {row.name}: {kind} of seed {', '.join(map(str, empty))}")
     still = "\n".join(["", "## Still to be run", "", *missing, ""]) if missing else ""
     plot = f"\n{PLOT}\n" if any(row.group == "gradient" for row in rows) else ""
-    return PAGE + table(rows, runs).strip() + "\n" + plot + still
+    columns, _, notes = table(rows, runs).strip().partition("\n\n")
+    listed = "\n" + "\n".join(f"- {note}" for note in notes.splitlines()) + "\n" if notes else ""
+    return PAGE + columns + "\n" + listed + plot + still
 
 
 def verdict(runs: Sequence[Line], control: Sequence[Line]) -> str:
