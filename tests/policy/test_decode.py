@@ -45,12 +45,15 @@ def test_latents_of_pictures_are_those_of_the_vae(shifted):
 def test_parts_and_a_second_computation_change_nothing(model, monkeypatch):
     policy, vae = load(model, lora=None), reference(model)
     x0 = latents(policy).requires_grad_()
-    pictures = policy.decode(x0)
-    pictures.square().sum().backward()
-    whole = x0.grad.clone()
-    monkeypatch.setattr(sd, "GRAPH_PIXELS", 2 * 16 * 16)
     calls = []
     monkeypatch.setattr(policy, "_decode", lambda part, decode=policy._decode: calls.append(len(part)) or decode(part))
+    pictures = policy.decode(x0)
+    pictures.square().sum().backward()
+    assert calls == [5]  # so few pixels keep their graph
+    whole = x0.grad.clone()
+    monkeypatch.setattr(sd, "GRAPH_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(sd, "KEPT_PIXELS", 5 * 16 * 16 - 1)
+    calls.clear()
     x0.grad = None
     parts = policy.decode(x0)
     assert calls == [2, 2, 1]
