@@ -14,7 +14,6 @@ import argparse
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,11 @@ from typing import Any
 from harness import machine
 from lessons_plots import plots
 from lessons_report import told
-from lessons_runs import LESSONS, Lesson
+from lessons_runs import LESSONS, Lesson, title
+from PIL import Image
 
 from tastemaker import config
+from tastemaker.reports.pictures import grid
 from tastemaker.training.lines import read_lines
 
 HERE = Path(__file__).resolve().parent
@@ -71,16 +72,29 @@ def collect(lesson: Lesson, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def sheet(lesson: Lesson, folder: Path, path: Path) -> Path:
+def sheet(lesson: Lesson, own: Sequence[Mapping[str, Any]], folder: Path, path: Path) -> Path:
     """Pictures of one prompt, a row a variant of seed 0, with the same noise; what is there stays where no run is."""
-    runs = [str(run) for recipe in lesson.recipes for run in sorted(home(recipe, folder).glob("*/seed-0"))]
-    if runs:
+    firsts = {title(one): home(one["recipe"], folder) / _folder(one["variant"]) / "seed-0" for one in own}
+    if all(run.is_dir() for run in firsts.values()):
         out = folder / path.stem
         asked = ["--evaluation.prompts", f"text:{lesson.prompt}", "--evaluation.count", "1", "--output", str(out)]
-        words = ["evaluate", *runs, *asked, "--evaluation.images_per_prompt", "8"]
+        words = ["evaluate", *map(str, firsts.values()), *asked, "--evaluation.images_per_prompt", "8"]
         subprocess.run([sys.executable, "-m", "tastemaker", *words], check=True, stdout=subprocess.DEVNULL)
-        shutil.copyfile(out / "grid.png", path)
+        judged = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["rows"]
+        places = [out / "images" / re.sub(r"[^\w.-]+", "-", row["name"]) for row in judged]
+        rows = [[_picture(place / f"{b}.png") for b in range(8)] for place in places]
+        grid(rows, titles=["base", *firsts], path=path, edge=128)
     return path
+
+
+def _folder(variant: str) -> str:
+    """Of a sweep's variant."""
+    return re.sub(r"[^\w.=+-]+", "-", variant)
+
+
+def _picture(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
 
 
 def _point(point: Mapping[str, Any], row: Mapping[str, Any], lesson: Lesson) -> dict[str, Any]:
@@ -150,7 +164,7 @@ def write(name: str, folder: Path, results: Path, page: Path) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     drawn = plots(name, own, pictures)
     if LESSONS[name].prompt:
-        drawn.append(sheet(LESSONS[name], folder, pictures / f"{name}_grid.png"))
+        drawn.append(sheet(LESSONS[name], own, folder, pictures / f"{name}_grid.png"))
     text = told(name, own, [f"{PICTURES}/{path.name}" for path in drawn if path.is_file()])
     page.write_text(fill(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
     print(f"{text}\n")
