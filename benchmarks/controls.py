@@ -27,8 +27,12 @@ class Permuted:
 
 
 class Signed:
-    """The control of algorithms that differentiate the reward, whose mean over a batch no permutation changes: every
-    picture's gradient times a keyed coin, +1 or -1; the scores stay."""
+    """The control of algorithms that differentiate the reward, whose mean over a batch no permutation changes: the
+    gradients of half of a call's pictures, drawn by the key, are turned around; the scores stay.
+
+    Half, and not a coin for each: pictures' gradients have much in common, and with more of one sign than of the other
+    a step would go along it or against it. Of an odd number the last one's sign is that of the call's number.
+    """
 
     def __init__(self, reward: Any, seed: int) -> None:
         self.name, self.reward, self.seed, self.calls = f"signed_{reward.name}", reward, seed, 0
@@ -40,5 +44,6 @@ class Signed:
 
         value = self.reward(images, prompts).value
         self.calls += 1
-        coins = torch.randint(2, value.shape, generator=Key(self.seed, "control").generator("signs", self.calls))
-        return value.detach() + (2 * coins - 1).to(value) * (value - value.detach())
+        places = torch.as_tensor(Key(self.seed, "control").permutation(len(value), "signs", self.calls))
+        signs = 1 - 2 * ((places + self.calls) % 2)
+        return value.detach() + signs.to(value) * (value - value.detach())

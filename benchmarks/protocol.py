@@ -64,7 +64,7 @@ PAGE = """# What learns: the leaderboard
 Every row is judged by one protocol ([benchmarks](../benchmarks/README.md)): before and after, on held-out prompts and
 fixed noise, paired, in units of the base's standard deviation over pictures; over seeds with Student's 95 % interval.
 The control is the same run with its rewards permuted within each scored batch: it knows nothing. Where the reward is
-differentiated, it is the same run with every picture's gradient times +1 or -1 by a coin. *Learns* means:
+differentiated, it is the same run with the gradients of half of a call's pictures turned around. *Learns* means:
 every seed went up, every run's own interval is clear of zero, the interval over seeds is clear of zero and of the
 control's. Count, colour and shape are what the world's oracle, which nothing trains on, reads on the same pictures,
 in per cent; diversity is the mean squared distance of a prompt's pictures. Written by `make leaderboard`, which makes

@@ -47,7 +47,7 @@ def test_the_contract_check_sees_the_reward_as_it_is_and_counts_no_call() -> Non
     assert checked(pictures(16), ["a"] * 16).tolist() == plain(pictures(16), ["a"] * 16).tolist()
 
 
-def test_signed_rewards_are_the_same_numbers_with_gradients_by_the_coin() -> None:
+def test_signed_rewards_are_the_same_numbers_with_half_of_the_gradients_turned_around() -> None:
     grads = []
     for seed in (0, 0, 1):
         reward = Signed(adapt(place), seed)
@@ -57,7 +57,7 @@ def test_signed_rewards_are_the_same_numbers_with_gradients_by_the_coin() -> Non
             value = reward(images, ["a"] * 16)
             assert value.tolist() == list(range(16))
             (grad,) = torch.autograd.grad(value.sum(), images)
-            assert {*grad[:, 0, 0, 0].tolist()} == {-1.0, 1.0} and grad.abs().sum() == 16
+            assert {*grad[:, 0, 0, 0].tolist()} == {-1.0, 1.0} and grad.abs().sum() == 16 and grad.sum() == 0
             calls.append(tuple(grad[:, 0, 0, 0].tolist()))
         assert len({*calls}) == 3
         grads.append(calls)
