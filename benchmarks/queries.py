@@ -55,20 +55,24 @@ def told(
         for name in (DDPO, *names):
             own = [run for run in runs if run["row"] == name and not run["control"]]
             found = [one for run in own if (one := reached(run, asked))]
+            first, judged = f"queries to {asked:+.2f} SD: {name}:", name in goals
+            if name == DDPO:
+                base = statistics.mean(one["queries"] for one in found) if found else float(SPENT)
             if found and len(found) == len(own):
-                yield f"queries to {asked:+.2f} SD: {name}: {_said(found, fewer, points, judged=name in goals)}"
+                yield f"{first} {_said(found, base, fewer, points, judged=judged)}"
             elif own:
-                yield f"queries to {asked:+.2f} SD: {name}: {len(own) - len(found)} of {len(own)} runs never reached it"
+                yield f"{first} {len(own) - len(found)} of {len(own)} runs never reached it{' - NO' * judged}"
 
 
-def _said(found: Sequence[Mapping[str, float]], fewer: float, points: float, *, judged: bool) -> str:
+def _said(found: Sequence[Mapping[str, float]], base: float, fewer: float, points: float, *, judged: bool) -> str:
+    """What rows took, against what DDPO took to the same level."""
     spent = statistics.mean(one["queries"] for one in found)
     lost = {part: statistics.mean(one[part] for one in found) for part in PARTS}
     parts = ", ".join(f"{part} {0 - lost[part]:+.1f}" for part in PARTS)
-    good = SPENT / spent >= fewer and max(lost["colour"], lost["shape"]) <= points
+    good = base / spent >= fewer and max(lost["colour"], lost["shape"]) <= points
     each = " ".join(f"{one['queries']:.0f}" for one in found)
     tick = f" - {'yes' if good else 'NO'}" if judged else ""
-    return f"{spent:.0f} ({each}), {SPENT / spent:.1f} x fewer; oracle there, in points: {parts}{tick}"
+    return f"{spent:.0f} ({each}), {base / spent:.1f} x fewer than DDPO; oracle there, in points: {parts}{tick}"
 
 
 def chart(names: Sequence[str], runs: Sequence[Line], path: Path) -> bool:
