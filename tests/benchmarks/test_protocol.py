@@ -128,9 +128,7 @@ def test_queries_to_the_level_of_ddpo_lie_on_the_curve() -> None:
     fast = [{"iteration": k} | point(sd, colour=colour) for k, sd, colour in ((0, 0.0, 1.0), (8, 2 * height, 0.92))]
     quick = run(2 * height, row="draft-jpeg", iterations=8, queries=128, curve=fast)
     told = table(rows, [level, quick])
-    said = (
-        f"queries to {height:+.2f} SD: draft-jpeg: 64 (64), 39.1 x fewer than DDPO; oracle there, in points: colour -4"
-    )
+    said = f"queries to {height:+.2f} SD: draft-jpeg: 64 (64), 39.1 x fewer than DDPO; oracle there"
     assert f"queries: after 2,500 queries ddpo-2560 stands at {height:+.2f} SD" in told and said in told
     assert f"queries to {height:+.2f} SD: ddpo-2560: 2500 (2500), 1.0 x fewer than DDPO" in told
     assert (
