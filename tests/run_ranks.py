@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -48,7 +49,14 @@ def refused(model: str, folder: Path) -> str:
     return "it began"
 
 
+def threads(folder: Path) -> None:
+    """The names of the threads that are alive when everything that a run left for the end has been called."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{RANK}.json").write_text(json.dumps(names))
+
+
 if __name__ == "__main__":
     home, model_folder = Path(sys.argv[1]), sys.argv[2]
+    atexit.register(threads, home)  # before the runs' own: it is called after them
     results = {"whole": whole(model_folder, home), "refused": refused(model_folder, home)}
     (home / f"rank-{RANK}.json").write_text(json.dumps(results))

@@ -61,3 +61,11 @@ def test_a_run_that_cannot_begin_says_so_on_both(ranks: tuple[Path, list[dict[st
     home, found = ranks
     said = "report_to tensorboard did not start: OSError: no network"
     assert [rank["refused"] for rank in found] == [said, said] and not (home / "refused").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="names of threads are read from /proc")
+def test_no_thread_of_the_groups_outlives_the_interpreter(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, _ = ranks
+    for rank in range(2):
+        left = json.loads((home / f"threads-{rank}.json").read_text())
+        assert left and not [name for name in left if "gloo" in name], left

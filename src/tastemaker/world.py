@@ -7,6 +7,7 @@ What follows from a round of messages is a function of the messages alone, so ev
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -18,6 +19,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from tastemaker import groups
 
 BUCKET = 2**25  # elements a sum of gradients moves at once: 128 MiB of fp32 beside the gradients themselves.
 LOOK = 0.5  # seconds between two looks for another rank's stop request while nothing else is exchanged.
@@ -100,19 +103,16 @@ class World:
         """
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
-        cuda = device.startswith("cuda") and dist.is_nccl_available()
-        if cuda:
-            torch.cuda.set_device(device)
-        if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
-        control = dist.new_group(backend="gloo", timeout=timeout)
-        store = dist.distributed_c10d._get_default_store()
-        return cls(dist.get_rank(), dist.get_world_size(), control=control, store=store)
+        control, store = groups.begin(device, timeout)
+        world = cls(dist.get_rank(), dist.get_world_size(), control=control, store=store)
+        atexit.register(world.close)
+        return world
 
     def close(self) -> None:
-        """Leaves the others; the last call of a run that ended well."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        """Ends the group that messages go over; called at the end of the process at the latest."""
+        control, self._control = self._control, None
+        if control is not None:
+            groups.end(control)
 
     def sum(self, n: int) -> int:
         """The sum of every rank's n."""

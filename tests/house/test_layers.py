@@ -15,7 +15,8 @@ JUDGING = {"process", "prompts", "iteration", "rollout", "rewards", "policy", "w
 
 # layer -> (our modules, each with all below it; other people's packages).  The most specific entry counts.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "world": (set(), {"torch"}),
+    "groups": (set(), {"torch"}),
+    "world": ({"groups"}, {"torch"}),
     "process": ({"process"}, {"torch"}),
     "credit": (set(), {"torch"}),
     "prompts": ({"prompts"}, set()),
