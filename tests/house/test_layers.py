@@ -47,7 +47,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     # A program of its own: it measures the finished model as a user would.
     "shapes.gates": (JUDGING | {"evaluation", "shapes"}, {"torch", "numpy", "PIL", "diffusers", "tqdm"}),
     "shapes": (
-        {"process", "prompts", "rewards.reward", "shapes"},
+        {"process", "prompts", "policy.padding", "rewards.reward", "shapes"},
         {"torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "tqdm"},
     ),
 }

@@ -19,7 +19,7 @@ from tastemaker.prompts.prompts import Prompts
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import jpeg, jpeg_proxy, named
 from tastemaker.rewards.reward import check
-from tastemaker.shapes.pretrain import drawn
+from tastemaker.shapes.material import drawn
 
 
 def pictures_of(count: int, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.shapes import assets, captions
-from tastemaker.shapes.pretrain import drawn
+from tastemaker.shapes.material import drawn
 
 
 @cache

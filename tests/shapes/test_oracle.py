@@ -19,7 +19,7 @@ from tastemaker.shapes import assets, oracle
 from tastemaker.shapes.captions import heldout, read
 from tastemaker.shapes.drawing import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, draw
 from tastemaker.shapes.gates import agreement, from_sheet, labelled_gate, roughened
-from tastemaker.shapes.pretrain import drawn
+from tastemaker.shapes.material import drawn
 
 PICTURES = 400
 

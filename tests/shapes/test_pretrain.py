@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from tastemaker.shapes import assets, pretrain
+from tastemaker.shapes import assets, material, pretrain
 from tastemaker.shapes.descent import Fit, Matrices
 from tastemaker.shapes.judge import Network, places
-from tastemaker.shapes.pretrain import MISCOUNTED, drawn, miscounted
+from tastemaker.shapes.material import MISCOUNTED, drawn, miscounted
 from tastemaker.shapes.weather import weathered
 
 
@@ -109,7 +109,7 @@ def test_the_judge_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> 
 
 def test_the_judge_sees_what_is_drawn_and_what_the_autoencoder_makes_of_it(tmp_path: Path) -> None:
     shown, wanted = pretrain._shown(tmp_path, 12)
-    pictures, scenes = drawn(12, pretrain.SEED + 2, progress=False)
+    pictures, scenes = drawn(12, material.SEED + 2, progress=False)
     rows = [places((scene.count, scene.colour, scene.shape)) for scene in scenes]
     assert shown.shape == (24, 64, 64, 3) and wanted.tolist() == rows + rows
     assert torch.equal(shown[:12], pictures)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tastemaker.rewards.jpeg import incompressibility
 from tastemaker.shapes import captions, oracle
 from tastemaker.shapes.drawing import BACKGROUNDS, SIZE, Scene
-from tastemaker.shapes.pretrain import drawn
+from tastemaker.shapes.material import drawn
 
 BATCH = 64
 

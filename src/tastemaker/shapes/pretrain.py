@@ -1,4 +1,4 @@
-"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge --folder work`.
+"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge|flow --folder work`.
 
 Seeded, and resumable: every step's pictures, noise and times are functions of (seed, step), and a checkpoint is written
 every 100 steps, so the same command continues where it stopped. Costs are in `docs/shapes.md`.
@@ -7,61 +7,33 @@ every 100 steps, so the same command continues where it stopped. Costs are in `d
 import argparse
 import hashlib
 import json
-import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPTokenizer
 
-from tastemaker.shapes import assets, judge, models
-from tastemaker.shapes.captions import caption
+from tastemaker.shapes import assets, flow, judge, material, models
 from tastemaker.shapes.descent import Fit
-from tastemaker.shapes.drawing import COUNTS, Picture, Scene, draw, random_scene
 from tastemaker.shapes.weather import weathered
-
-SEED = 20261120
-MISCOUNTED = 0.3  # of the captions of several objects
-
-
-def drawn(count: int, seed: int, progress: bool = True) -> tuple[Tensor, list[Scene]]:
-    """`count` pictures `[N,64,64,3]` uint8 and their scenes; picture k depends on (seed, k) alone."""
-    pictures: list[Picture] = []
-    scenes: list[Scene] = []
-    for k in tqdm(range(count), desc="drawing", disable=not progress):
-        rng = random.Random(f"{seed}:{k}")
-        scenes.append(random_scene(rng))
-        pictures.append(draw(scenes[-1], rng))
-    return torch.from_numpy(np.stack(pictures)), scenes
-
-
-def _rows(step: int, batch: int, count: int) -> Tensor:
-    return torch.randint(count, (batch,), generator=_generator("rows", step))
-
-
-def _generator(*key: object) -> torch.Generator:
-    return torch.Generator().manual_seed(random.Random(repr((SEED, *key))).getrandbits(62))
 
 
 def train_autoencoder(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     """L1 + 4 squares + L1 of the picture's gradient + a trace of KL; then the latents are whitened."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(material.SEED)
     vae = models.autoencoder().to(memory_format=torch.channels_last)
-    data, _ = drawn(pictures, SEED)
+    data, _ = material.drawn(pictures, material.SEED)
 
     def loss(step: int) -> Tensor:
-        x = models.to_pixels(data[_rows(step, batch, len(data))])
+        x = models.to_pixels(data[material.rows(step, batch, len(data))])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=_generator("posterior", step))
+            noise = torch.randn(posterior.mean.shape, generator=material.generator("posterior", step))
             y = vae.decode(posterior.mean + posterior.std * noise).sample
         y = y.float()
         edges = sum((torch.diff(x, dim=d) - torch.diff(y, dim=d)).abs().mean() for d in (2, 3))
@@ -108,19 +80,19 @@ def train_base(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     Times are spread evenly over a batch; where the signal is more than 5 times the noise the loss weighs 5 / SNR
     (Hang et al. 2023), because what makes a picture is decided where there is more noise.
     """
-    torch.manual_seed(SEED + 1)
+    torch.manual_seed(material.SEED + 1)
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     words = models.tokenizer(folder / "tokenizer")
     text = models.text_encoder(words)
     net = models.unet().to(memory_format=torch.channels_last)
-    latents, ids = _encoded(folder, vae, words, pictures)
-    empty = _tokens(words, [""])[0]
+    latents, ids = material.encoded(folder, vae, words, pictures)
+    empty = material.tokens(words, [""])[0]
     scheduler = models.scheduler()
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
 
     def loss(step: int) -> Tensor:
-        rows = _rows(step, batch, len(latents))
-        g = _generator("noise", step)
+        rows = material.rows(step, batch, len(latents))
+        g = material.generator("noise", step)
         x0 = latents[rows].float()
         noise = torch.randn(x0.shape, generator=g)
         spread = (torch.randperm(batch, generator=g) + torch.rand(batch, generator=g)) / batch
@@ -144,54 +116,22 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
     return weight.ndim in (2, 4) and not any(end in name for end in ends)
 
 
-def _encoded(folder: Path, vae: Any, words: CLIPTokenizer, count: int) -> tuple[Tensor, Tensor]:
-    """Latents `[N,16,8,8]` fp16 and token ids `[N,8]` of `count` pictures; kept in the folder."""
-    file = folder / f"latents-{count}.pt"
-    if not file.exists():
-        pictures, scenes = drawn(count, SEED + 1)
-        with torch.no_grad():
-            parts = [
-                (vae.encode(models.to_pixels(p)).latent_dist.mean * vae.config.scaling_factor).half()
-                for p in tqdm(pictures.split(256), desc="encoding")
-            ]
-        rng = random.Random(f"{SEED}:captions")
-        tokens = _tokens(words, [caption(replace(scene, count=miscounted(scene.count, rng))) for scene in scenes])
-        torch.save({"latents": torch.cat(parts), "tokens": tokens}, file)
-    state = torch.load(file, weights_only=True)
-    return state["latents"], state["tokens"]
-
-
-def miscounted(count: int, rng: random.Random) -> int:
-    """The count that a picture's caption states: three in ten captions of several objects name another number.
-
-    As captions of the web do; so the base can draw every count and has much to learn about which one was asked for.
-    """
-    others = [n for n in COUNTS if n > 1 and n != count]
-    return rng.choice(others) if count > 1 and rng.random() < MISCOUNTED else count
-
-
-def _tokens(words: CLIPTokenizer, texts: list[str]) -> Tensor:
-    made = words(texts, padding="max_length", truncation=True, max_length=models.TEXT_LENGTH, return_tensors="pt")
-    ids: Tensor = made.input_ids
-    return ids
-
-
 def train_judge(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     """Cross-entropy of count, colour and shape as drawn, a tenth of it spread over all answers.
 
     The spread keeps answers from being surer than they need to be: log-probabilities stay small, and their gradients
     alive. All captions are drawn, because a judge that never saw cyan circles takes them for blue ones.
     """
-    torch.manual_seed(SEED + 2)
+    torch.manual_seed(material.SEED + 2)
     network: Any = judge.Network()
     network.to(memory_format=torch.channels_last)
     shown, scenes = _shown(folder, pictures)
 
     def loss(step: int) -> Tensor:
-        rows = _rows(step, batch, len(shown))
-        x = weathered(shown[rows].permute(0, 3, 1, 2).float() / 255, _generator("weather", step))
+        rows = material.rows(step, batch, len(shown))
+        x = weathered(shown[rows].permute(0, 3, 1, 2).float() / 255, material.generator("weather", step))
         with torch.random.fork_rng(devices=[]), torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.manual_seed(_generator("dropout", step).initial_seed())
+            torch.manual_seed(material.generator("dropout", step).initial_seed())
             answers = network(x.to(memory_format=torch.channels_last))
         pairs = zip(answers.values(), scenes[rows].unbind(1), strict=True)
         return torch.stack([F.cross_entropy(a.float(), right, label_smoothing=0.1) for a, right in pairs]).sum()
@@ -211,9 +151,9 @@ def _shown(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     """
     file = folder / f"shown-{count}.pt"
     if not file.exists():
-        pictures, scenes = drawn(count, SEED + 2)
+        pictures, scenes = material.drawn(count, material.SEED + 2)
         vae = AutoencoderKL.from_pretrained(assets.folder() / "vae", torch_dtype=torch.float32).eval()
-        g = _generator("latents")
+        g = material.generator("latents")
         back = [_back(vae, part, g) for part in tqdm(pictures.split(64), desc="round trips")]
         wanted = torch.tensor([judge.places((scene.count, scene.colour, scene.shape)) for scene in scenes])
         torch.save({"pictures": torch.cat([pictures, *back]), "scenes": wanted.repeat(2, 1)}, file)
@@ -235,6 +175,7 @@ STAGES: dict[str, tuple[Callable[..., None], tuple[int, int, int]]] = {  # steps
     "vae": (train_autoencoder, (2800, 32, 24_000)),
     "base": (train_base, (5500, 128, 60_000)),
     "judge": (train_judge, (1200, 64, 8_000)),
+    "flow": (flow.train_flow, (10_000, 128, 60_000)),
 }
 
 
