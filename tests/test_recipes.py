@@ -27,8 +27,9 @@ from tastemaker.world import World
 RECIPES = sorted(config.recipes())
 LESSONS = {"lesson_clip", "lesson_decay", "lesson_lora", "lesson_prompts", "lesson_reinforce"}  # for sweeps
 SHAPES = {f"shapes_{name}" for name in ("ddpo_fast", "draft", "alignprop", "refl", "drtune", "grad_copy")}
+NOISED = {f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram")}  # of the forward process
 CLIMBS = {f"lesson_{name}" for name in ("steps", "uniform", "kl", "remedies", "kl_ddpo")}  # lessons of reward gradients
-OURS = SHAPES | LESSONS | CLIMBS  # no publication but this one
+OURS = SHAPES | NOISED | LESSONS | CLIMBS  # no publication but this one
 FEW = {"ddpo_quickstart": 1, "ddpo_trl": 3}  # pictures an update, fewer than eight devices: published for one GPU
 
 
@@ -243,6 +244,19 @@ def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tm
     assert row["queries"] == 2 and row["updates"][0]["grad_norm"] > 0 and row["updates"][0]["skipped"] == 0
     for judge in ("jpeg_proxy", "jpeg_compressibility"):
         assert before["reward"][judge]["mean"] != after["reward"][judge]["mean"]
+
+
+@pytest.mark.parametrize("name", sorted(NOISED))
+def test_a_recipe_of_the_forward_process_learns_from_a_few_pictures(name: str, tmp_path: Path) -> None:
+    """One update of two pictures, scored once each: the files of a run are there, and pictures change."""
+    few = ("--algorithm.images", "2", "--iterations", "1", "--evaluation.count", "2", "--device", "cpu")
+    more = ("--evaluation.images_per_prompt", "1", "--evaluation.steps", "2", "--output_dir", str(tmp_path / "run"))
+    ran = runs.call("train", name, *few, *more)
+    assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    before, after = read_lines(tmp_path / "run" / "evaluations.jsonl")
+    assert row["queries"] == 2 and row["updates"][0]["grad_norm"] > 0 and row["updates"][0]["skipped"] == 0
+    assert before["reward"]["jpeg_compressibility"]["mean"] != after["reward"]["jpeg_compressibility"]["mean"]
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW) - LESSONS - CLIMBS))

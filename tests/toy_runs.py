@@ -220,7 +220,7 @@ def judged(policy: Policy, reward: Scorer) -> float:
 
 def improvement(algorithm: Algorithm, reward: Scorer, *, permuted: bool = False, flow: bool = False) -> float:
     """What a run of an algorithm adds to the mean reward, from the exact base; all pictures are scored in one call."""
-    policy = Toy(flow=flow, spread=0.0, dtype=torch.float32)
+    policy = Toy(flow=flow, spread=0.0, dtype=torch.float32, sets=algorithm.sets)
     before = judged(policy, reward)
     with TemporaryDirectory() as folder:
         scorer = shuffled(reward) if permuted else reward

@@ -78,6 +78,30 @@ def per_prompt(
     return _like(credit, r), kept
 
 
+def softmax_weights(r: Tensor, *, temperature: float) -> Tensor:
+    """exp(r / temperature), divided by its mean over all images, [N]: weights with a mean of 1.
+
+    Peters and Schaal 2007 (reward-weighted regression); Black et al. 2023, arXiv:2305.13301, eq. 4.
+    """
+    values = r.detach().to("cpu", torch.float64)
+    valid = torch.isfinite(values)
+    powers = torch.exp((values - values[valid].max()) / temperature) if valid.any() else values
+    return _like(powers / powers[valid].mean(), r)
+
+
+def top(r: Tensor, *, share: float) -> Tensor:
+    """1 for the best `share` of all images, at least one, and NaN for the others: not learned from, [N].
+
+    Of equal rewards at the edge the first are taken.
+    """
+    values = r.detach().to("cpu", torch.float64)
+    valid = torch.isfinite(values)
+    credit = torch.full_like(values, torch.nan)
+    count = min(int(valid.sum()), max(1, round(share * int(valid.sum()))))
+    credit[values.masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)[:count]] = 1.0
+    return _like(credit, r)
+
+
 def _apart(r: Tensor, groups: Tensor | Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """r - mean of its group [N] (NaN for a failed score), its group's number [N], the valid rewards of each group [G].
 

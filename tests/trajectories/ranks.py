@@ -16,10 +16,13 @@ from torch import Tensor
 
 from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_nft import DiffusionNFT
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.algorithms.reinforce import REINFORCE
+from tastemaker.algorithms.rwr import RWR
 from tastemaker.process.samplers import DDIM, Window
 from tastemaker.process.truncation import PerStep
 from tastemaker.training.trainer import Training
@@ -37,7 +40,7 @@ class Case(NamedTuple):
     lost: tuple[int, ...] = ()
 
     def policy(self, kind: type[Toy] = Toy, **settings: Any) -> Toy:
-        return kind(flow=self.flow, layout=self.layout, sets=("base", "ema"), **settings)
+        return kind(flow=self.flow, layout=self.layout, sets=(*self.algorithm.sets, "ema"), **settings)
 
     def run(self, folder: Path, policy: Toy, *, micro: int = 5, sampling: int = 3, **settings: Any) -> Training:
         reward = failing(lambda b: b in self.lost)
@@ -63,6 +66,9 @@ CASES = {
     "last steps": Case(DRaFT(k=2, kl=0.3, diversity=0.1, **FRESH), lost=(2, 9)),
     "renoised": Case(DRaFT(copies=3, **FRESH | {"images": 12}), flow=True),
     "truncated": Case(AlignProp(truncation=PerStep(), **FRESH), lost=(0, 1, 4, 5)),
+    "mirrored": Case(DiffusionNFT(levels=3, kl=0.1, ramp=0.1, **FRESH), lost=(2, 9)),
+    "matched": Case(AWM(levels=2, clip=0.2, kl=0.1, **FRESH), flow=True, lost=(0, 1, 4, 5, 11)),
+    "best of all": Case(RWR(levels=2, top=0.4, inner_epochs=2, **FRESH)),
     "copied": Case(GradCopy(chosen=3, **FRESH), lost=(0, 1, 4, 5, 11)),
 }
 

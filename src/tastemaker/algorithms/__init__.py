@@ -3,6 +3,10 @@
 TABLE = {
     "ddpo": "tastemaker.algorithms.ddpo:DDPO",
     "reinforce": "tastemaker.algorithms.reinforce:REINFORCE",
+    "rwr": "tastemaker.algorithms.rwr:RWR",
+    "diffusion_nft": "tastemaker.algorithms.diffusion_nft:DiffusionNFT",
+    "awm": "tastemaker.algorithms.awm:AWM",
+    "ram": "tastemaker.algorithms.ram:RAM",
     "draft": "tastemaker.algorithms.draft:DRaFT",
     "alignprop": "tastemaker.algorithms.alignprop:AlignProp",
     "refl": "tastemaker.algorithms.refl:ReFL",
@@ -13,6 +17,10 @@ TABLE = {
 NEEDS = {
     "ddpo": "any reward; a sampler with random steps, such as ddim with eta above 0",
     "reinforce": "any reward; a sampler with random steps, such as ddim with eta above 0",
+    "rwr": "any reward",
+    "diffusion_nft": "any reward",
+    "awm": "any reward",
+    "ram": "any reward",
     "draft": "a differentiable reward",
     "alignprop": "a differentiable reward",
     "refl": "a differentiable reward",

@@ -45,6 +45,33 @@ PAPERS = {
   year   = {2026},
   note   = {arXiv:2603.12893}
 }""",
+    "arXiv:2302.12192": """@misc{lee2023aligning,
+  title  = {Aligning Text-to-Image Models using Human Feedback},
+  author = {Lee, Kimin and Liu, Hao and Ryu, Moonkyung and Watkins, Olivia and Du, Yuqing and Boutilier, Craig and
+            Abbeel, Pieter and Ghavamzadeh, Mohammad and Gu, Shixiang Shane},
+  year   = {2023},
+  note   = {arXiv:2302.12192}
+}""",
+    "arXiv:2509.16117": """@misc{zheng2025diffusionnft,
+  title  = {{DiffusionNFT}: Online Diffusion Reinforcement with Forward Process},
+  author = {Zheng, Kaiwen and Chen, Huayu and Ye, Haotian and Wang, Haoxiang and Zhang, Qinsheng and Jiang, Kai and
+            Su, Hang and Ermon, Stefano and Zhu, Jun and Liu, Ming-Yu},
+  year   = {2025},
+  note   = {arXiv:2509.16117}
+}""",
+    "arXiv:2509.25050": """@misc{xue2025advantage,
+  title  = {Advantage Weighted Matching: Aligning {RL} with Pretraining in Diffusion Models},
+  author = {Xue, Shuchen and Ge, Chongjian and Zhang, Shilong and Li, Yichen and Ma, Zhi-Ming},
+  year   = {2025},
+  note   = {arXiv:2509.25050}
+}""",
+    "arXiv:2605.10759": """@misc{bergmeister2026reinforce,
+  title  = {Reinforce Adjoint Matching: Scaling {RL} Post-Training of Diffusion and Flow-Matching Models},
+  author = {Bergmeister, Andreas and Jegelka, Stefanie and N{\\"u}sken, Nikolas and Domingo-Enrich, Carles and
+            Pidstrigach, Jakiw},
+  year   = {2026},
+  note   = {arXiv:2605.10759}
+}""",
     "Williams 1992": """@article{williams1992simple,
   title   = {Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning},
   author  = {Williams, Ronald J.},

@@ -1,0 +1,81 @@
+"""RAM, Reinforce Adjoint Matching: the tilted base as a regression's fixed point.  Bergmeister 2026, arXiv:2605.10759.
+
+Pictures are drawn by the weights as they are and noised again. The velocity v = eps - x0 learns, without a gradient
+through its target,
+
+    v_base + strength A (v - v_theta),
+
+whose fixed point is, to first order in strength, the velocity of the base tilted by exp(strength A): the optimum of
+E[A] - KL(p || base) / strength. In x0, of which every velocity's error is a multiple, the target is
+x0_base + strength A (x0 - x0_theta).
+
+Departs from the paper, whose formula was derived again:
+1. Eps and v models are served too; the same equation holds of each, for the factors between them cancel.
+2. A is the reward whitened among the pictures of a prompt, or of the iteration where a prompt has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
+from tastemaker.algorithms.noising import Noised, advantage, calls, check, known_space, noised
+from tastemaker.iteration import Iteration, Loss, Update
+from tastemaker.process.samplers import DDIM, Sampler
+from tastemaker.process.schedule import Schedule
+from tastemaker.rollout import collect, placed
+
+
+@dataclass(frozen=True)
+class RAM(Algorithm):
+    """The settings of RAM; sizes are DiffusionNFT's, for the paper's own were not at hand."""
+
+    images: int = 1152  # pictures an iteration, over all devices
+    per_prompt: int = 24  # pictures of one prompt, which are compared with each other
+    updates: int = 2  # optimizer steps an iteration, each on images / updates pictures
+    steps: int = 10  # steps of the denoising chain
+    guidance: float = 1.0  # classifier-free guidance, in drawing and in the loss; 1 switches it off
+    levels: int = 10  # noise levels each picture is learned from, spread over the chain
+    strength: float = 1.0  # how far the base is tilted: 1 / the weight of the KL
+    space: str = "velocity"  # the error that is squared: velocity, eps or x0
+    advantage_limit: float = 5.0  # advantages are cut to +- this
+    sampler: Sampler = field(default_factory=lambda: DDIM(eta=0.0))  # draws the training pictures
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "levels", 1)
+        for name in ("strength", "advantage_limit"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        known_space(self.space)
+
+    @property
+    def epochs(self) -> int:
+        return 1
+
+    @property
+    def training_sampler(self) -> Sampler:
+        return self.sampler
+
+    def items(self, schedule: Schedule) -> int:
+        return check(self.levels, schedule)
+
+    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+        return calls(self, schedule, others=1)
+
+    def iteration(self, it: Iteration) -> Iterator[Update]:
+        rollout = collect(it, placed(it, self.sampler))
+        rollout = rollout.credited(advantage(it, rollout, self.advantage_limit))
+        for batch in rollout.updates(it, 0):
+            yield Update(noised(it, batch, self.levels, 0), partial(self.loss, it))
+
+    def loss(self, it: Iteration, items: Noised) -> Loss:
+        """The squared distance of each item's belief to its target."""
+        seen = items.seen(it)
+        base = seen.believed_by("base", self.guidance).x0
+        new = seen.believed(self.guidance).x0
+        A = items.credit.to(new).view(-1, 1, 1, 1)
+        target = base + self.strength * A * (seen.x0 - new.detach())
+        return Loss(seen.squares(new - target, self.space), {"kl": seen.squares((new - base).detach(), "velocity")})
