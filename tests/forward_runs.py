@@ -25,8 +25,8 @@ def refuses_more_levels_than_steps(kind: type[Algorithm]) -> None:
         kind(**SMALL | {"levels": 7}).items(Toy().schedule(6))
 
 
-def costs_what_the_plan_says(algorithm: Algorithm) -> None:
-    announced, took = costs(algorithm, Toy(sets=algorithm.sets), micro=12, sampling=8)
+def costs_what_the_plan_says(algorithm: Algorithm, micro: int = 12) -> None:
+    announced, took = costs(algorithm, Toy(sets=algorithm.sets), micro=micro, sampling=8)
     assert took == announced
 
 

@@ -27,7 +27,9 @@ from tastemaker.world import World
 RECIPES = sorted(config.recipes())
 LESSONS = {"lesson_clip", "lesson_decay", "lesson_lora", "lesson_prompts", "lesson_reinforce"}  # for sweeps
 SHAPES = {f"shapes_{name}" for name in ("ddpo_fast", "draft", "alignprop", "refl", "drtune", "grad_copy")}
-NOISED = {f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram")}  # of the forward process
+NOISED = {
+    f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram", "diffusion_dpo")
+}  # of the forward process
 CLIMBS = {f"lesson_{name}" for name in ("steps", "uniform", "kl", "remedies", "kl_ddpo")}  # lessons of reward gradients
 OURS = SHAPES | NOISED | LESSONS | CLIMBS  # no publication but this one
 FEW = {"ddpo_quickstart": 1, "ddpo_trl": 3}  # pictures an update, fewer than eight devices: published for one GPU
@@ -103,8 +105,33 @@ GRADIENTS = {
 }
 
 
+class Noised(NamedTuple):
+    """The same of algorithms of the forward process."""
+
+    images: int
+    per_prompt: int
+    updates: int
+    iterations: int
+    steps: int
+    guidance: float
+    learning_rate: float
+    own: dict[str, Any]
+    precision: str
+    rank: int | None
+
+
+FORWARD = {
+    "rwr_aesthetic": Noised(10_240, 1, 40, 10, 50, 5.0, 1e-5, {"inner_epochs": 5, "levels": 1}, "fp16", None),
+    "diffusion_dpo_pickapic": Noised(
+        *(2048, 1, 1, 2000, 50, 1.0, 2.048e-5, {"beta": 5000.0, "pairs": "given", "levels": 1}, "fp16", None)
+    ),
+}
+
+
 def fetched(prompts: Any) -> bool:
     """Whether prompts come from a file or the hub, not with the package."""
+    if isinstance(prompts, dict) and "path" in prompts:
+        return True
     name = str(prompts["name"] if isinstance(prompts, dict) else prompts)
     return name.startswith(hub.PREFIX) or Path(name).suffix in files.READERS
 
@@ -175,7 +202,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_every_recipe_with_a_publication_is_held_against_it() -> None:
-    assert set(PUBLISHED) | set(GRADIENTS) == set(RECIPES) - OURS
+    assert set(PUBLISHED) | set(GRADIENTS) | set(FORWARD) == set(RECIPES) - OURS
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -213,6 +240,17 @@ def test_one_device_has_the_published_numbers_of_a_reward_gradient(name: str) ->
     assert f"{said.updates} updates of {said.images // said.updates} images" in out
 
 
+@pytest.mark.parametrize("name", FORWARD)
+def test_one_device_has_the_published_numbers_of_the_forward_process(name: str) -> None:
+    said = FORWARD[name]
+    plan, tree, _ = dry_run(name, 1)
+    algorithm = tree["algorithm"]
+    assert (plan.images, plan.per_prompt, plan.updates) == (said.images, said.per_prompt, said.updates)
+    assert (plan.iterations, plan.steps, plan.guidance) == (said.iterations, said.steps, said.guidance)
+    assert algorithm["learning_rate"] == said.learning_rate and said.own.items() <= algorithm.items()
+    assert tree["mixed_precision"] == said.precision and (tree["lora"] and tree["lora"]["rank"]) == said.rank
+
+
 @pytest.mark.parametrize("name", sorted(SHAPES - {"shapes_ddpo_fast"}))
 def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_oracle(name: str) -> None:
     plan, tree, _ = dry_run(name, 1)
@@ -248,14 +286,14 @@ def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tm
 
 @pytest.mark.parametrize("name", sorted(NOISED))
 def test_a_recipe_of_the_forward_process_learns_from_a_few_pictures(name: str, tmp_path: Path) -> None:
-    """One update of two pictures, scored once each: the files of a run are there, and pictures change."""
-    few = ("--algorithm.images", "2", "--iterations", "1", "--evaluation.count", "2", "--device", "cpu")
+    """One update of four pictures, scored once each: the files of a run are there, and pictures change."""
+    few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "2", "--device", "cpu")
     more = ("--evaluation.images_per_prompt", "1", "--evaluation.steps", "2", "--output_dir", str(tmp_path / "run"))
     ran = runs.call("train", name, *few, *more)
     assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
     (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     before, after = read_lines(tmp_path / "run" / "evaluations.jsonl")
-    assert row["queries"] == 2 and row["updates"][0]["grad_norm"] > 0 and row["updates"][0]["skipped"] == 0
+    assert row["queries"] == 4 and row["updates"][0]["grad_norm"] > 0 and row["updates"][0]["skipped"] == 0
     assert before["reward"]["jpeg_compressibility"]["mean"] != after["reward"]["jpeg_compressibility"]["mean"]
 
 
@@ -296,7 +334,7 @@ def test_a_header_says_where_the_numbers_are_from_and_what_was_run(name: str) ->
     said = [key for line in header for key in re.findall(r"^# ([A-Z][a-z ]+): ", line)]
     assert [key for key in said if key not in ("The judge", "The prompts", "Departs")] == [
         "Paper",
-        *(["Numbers"] if name in PUBLISHED or name in GRADIENTS else []),
+        *(["Numbers"] if name in {**PUBLISHED, **GRADIENTS, **FORWARD} else []),
         "Expected",
         "Cost",
         "Run by us",

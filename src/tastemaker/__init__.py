@@ -17,6 +17,7 @@ PUBLIC = {
     "ReFL": "tastemaker.algorithms.refl:ReFL",
     "DRTune": "tastemaker.algorithms.drtune:DRTune",
     "GradCopy": "tastemaker.algorithms.grad_copy:GradCopy",
+    "DiffusionDPO": "tastemaker.algorithms.diffusion_dpo:DiffusionDPO",
     "RWR": "tastemaker.algorithms.rwr:RWR",
     "DiffusionNFT": "tastemaker.algorithms.diffusion_nft:DiffusionNFT",
     "AWM": "tastemaker.algorithms.awm:AWM",

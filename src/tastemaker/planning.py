@@ -3,6 +3,7 @@ refused, and every value says where it comes from."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
     items, calls = algorithm.items(schedule), algorithm.calls(schedule)
     share, drawn = -(-algorithm.images // (algorithm.updates * devices)), -(-algorithm.images // devices)
     most = min(limit or CALL_ROWS, drawn, max(1, GRAPHS // calls.depth))
-    rounds = {share * items: 3 * algorithm.updates}
+    rounds = {math.ceil(share * items * calls.taken): 3 * algorithm.updates}
     wide = algorithm.differentiates and not (limit or run.plan.micro_batch)
     micro = run.plan.micro_batch or _fewest_repeats(rounds if wide else rounds | {drawn: algorithm.steps}, most)
     return Plan(

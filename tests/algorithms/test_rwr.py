@@ -31,7 +31,7 @@ def test_more_levels_than_steps_are_refused() -> None:
 
 def test_defaults_are_the_papers() -> None:
     own = RWR()
-    assert (own.images, own.iterations, own.inner_epochs, own.guidance, own.sampler) == (10_000, 10, 5, 5.0, DDIM(1.0))
+    assert (own.images, own.iterations, own.inner_epochs, own.guidance, own.sampler) == (10_240, 10, 5, 5.0, DDIM(1.0))
     assert own.guidance_in_loss and own.learning_guidance == 5.0 and own.space == "eps"
     assert RWR(guidance_in_loss=False).learning_guidance == 1.0
 

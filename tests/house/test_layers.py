@@ -21,6 +21,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "credit": (set(), {"torch"}),
     "prompts": ({"prompts"}, set()),
     "plan": (set(), set()),
+    "policy.pictures": (set(), {"torch", "numpy", "PIL"}),
     "policy.policy": ({"process", "prompts", "policy.conditioning"}, {"torch"}),
     "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
     "rewards": ({"prompts", "rewards"}, {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}),
@@ -32,7 +33,17 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "rollout": (SEAM | {"iteration", "rewards.scoring"}, {"torch"}),
     "surrogate": (SEAM | {"iteration", "rollout"}, {"torch"}),
     "algorithms": (
-        {"process", "prompts.prompts", "policy.policy", "iteration", "rollout", "surrogate", "credit", "algorithms"},
+        {
+            "process",
+            "prompts.prompts",
+            "policy.policy",
+            "policy.pictures",
+            "iteration",
+            "rollout",
+            "surrogate",
+            "credit",
+            "algorithms",
+        },
         {"torch"},
     ),
     "training": (

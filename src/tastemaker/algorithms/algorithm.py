@@ -19,6 +19,7 @@ class Calls(NamedTuple):
     learned: float  # on average
     depth: int  # with a graph, at most: so many calls' activations are held at once
     queries: int = 1  # how often a picture is judged
+    taken: float = 1.0  # share of the pictures' items that are learned from; the others are left out
 
 
 @dataclass(frozen=True)

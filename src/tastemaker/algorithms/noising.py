@@ -30,7 +30,8 @@ SPACES = ("x0", "eps", "velocity")
 class Noised:
     """Items: pairs (picture, noise level), as places in a rollout and in the chain's schedule.
 
-    sample, i: [M] int64. The noise is a function of (key, epoch, level, picture) and made when it is needed.
+    sample, i: [M] int64. The noise is a function of (key, epoch, level, name) and made when it is needed; name [M] is
+    the picture's id, or that of the pair it belongs to.
     """
 
     rollout: Rollout
@@ -38,12 +39,13 @@ class Noised:
     epoch: int
     sample: Tensor
     i: Tensor
+    name: Tensor
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def take(self, rows: Tensor) -> Noised:
-        return replace(self, sample=self.sample[rows], i=self.i[rows])
+        return replace(self, sample=self.sample[rows], i=self.i[rows], name=self.name[rows])
 
     @property
     def credit(self) -> Tensor:
@@ -55,9 +57,8 @@ class Noised:
     def eps(self) -> Tensor:
         """[M,C,h,w] the noise that is added, fp32 on the CPU."""
         shape = self.rollout.x0.shape[1:]
-        ids = [self.rollout.prompts.ids[row] for row in self.sample.tolist()]
         eps = torch.empty(len(self), *shape)
-        for row, i, b in zip(eps, self.i.tolist(), ids, strict=True):
+        for row, i, b in zip(eps, self.i.tolist(), self.name.tolist(), strict=True):
             row.normal_(generator=self.key.generator("noised", self.epoch, i, b))
         return eps
 
@@ -107,12 +108,13 @@ def noised(it: Iteration, rollout: Rollout, levels: int, epoch: int) -> Noised:
     """`levels` different noise levels of the chain for each picture that has a credit, drawn by its id."""
     assert rollout.credit is not None, "credit comes before noise"
     samples = rollout.credit.isfinite().nonzero().flatten()
-    drawn = [_levels(it, rollout.prompts.ids[row], levels, epoch) for row in samples.tolist()]
+    drawn = [levels_of(it, rollout.prompts.ids[row], levels, epoch) for row in samples.tolist()]
     i = torch.tensor(drawn, dtype=torch.long).reshape(-1)
-    return Noised(rollout, it.key, epoch, samples.repeat_interleave(levels), i)
+    sample = samples.repeat_interleave(levels)
+    return Noised(rollout, it.key, epoch, sample, i, torch.tensor(rollout.prompts.ids, dtype=torch.long)[sample])
 
 
-def _levels(it: Iteration, b: int, levels: int, epoch: int) -> Sequence[int]:
+def levels_of(it: Iteration, b: int, levels: int, epoch: int) -> Sequence[int]:
     """One of each `levels` equal parts of the chain, so that every picture is seen with little noise and with much."""
     steps, random = it.plan.steps, it.key.random("levels", epoch, b)
     bounds = [steps * k // levels for k in range(levels + 1)]

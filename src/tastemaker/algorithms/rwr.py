@@ -23,7 +23,7 @@ from functools import partial
 
 from torch import Tensor
 
-from tastemaker.algorithms.algorithm import Algorithm, at_least
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
 from tastemaker.algorithms.noising import Noised, check, known_space, noised
 from tastemaker.credit import softmax_weights, top, whiten
 from tastemaker.iteration import Iteration, Loss, Update
@@ -36,8 +36,8 @@ from tastemaker.rollout import collect, placed
 class RWR(Algorithm):
     """The settings of reward-weighted regression; defaults of the DDPO paper's code."""
 
-    images: int = 10_000  # pictures an iteration, over all devices
-    updates: int = 50  # optimizer steps an iteration and inner epoch, each on images / updates pictures
+    images: int = 10_240  # pictures an iteration, over all devices
+    updates: int = 40  # optimizer steps an iteration and inner epoch, each on images / updates pictures
     iterations: int = 10  # rounds of drawing, scoring and learning
     inner_epochs: int = 5  # how often the same pictures are learned from, with other noise
     levels: int = 1  # noise levels each picture is learned from in an epoch, spread over the chain
@@ -73,6 +73,10 @@ class RWR(Algorithm):
 
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
+
+    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+        share = self.top or 1.0
+        return Calls(drawn=len(schedule), learned=share, depth=1, taken=share)
 
     def iteration(self, it: Iteration) -> Iterator[Update]:
         rollout = collect(it, placed(it, self.sampler))

@@ -29,6 +29,7 @@ TABLE: dict[str, str] = {
     "imagenet_dogs": "tastemaker.prompts.words:imagenet_dogs",
     "nouns_activities": "tastemaker.prompts.words:nouns_activities",
     "counting": "tastemaker.prompts.words:counting",
+    "pairs": "tastemaker.prompts.pairs:pairs",
     # the names that ddpo-pytorch and AlignProp have for some of them
     "simple_animals": "tastemaker.prompts.words:animals",
     "eval_simple_animals": "tastemaker.prompts.words:animals_heldout",

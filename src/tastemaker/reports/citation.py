@@ -45,6 +45,14 @@ PAPERS = {
   year   = {2026},
   note   = {arXiv:2603.12893}
 }""",
+    "arXiv:2311.12908": """@inproceedings{wallace2024diffusion,
+  title     = {Diffusion Model Alignment Using Direct Preference Optimization},
+  author    = {Wallace, Bram and Dang, Meihua and Rafailov, Rafael and Zhou, Linqi and Lou, Aaron and Purushwalkam,
+               Senthil and Ermon, Stefano and Xiong, Caiming and Joty, Shafiq and Naik, Nikhil},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024},
+  note      = {arXiv:2311.12908}
+}""",
     "arXiv:2302.12192": """@misc{lee2023aligning,
   title  = {Aligning Text-to-Image Models using Human Feedback},
   author = {Lee, Kimin and Liu, Hao and Ryu, Moonkyung and Watkins, Olivia and Du, Yuqing and Boutilier, Craig and

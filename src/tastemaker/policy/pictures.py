@@ -1,0 +1,33 @@
+"""Pictures in files as policies take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+MOST = 64_000_000  # pixels of one file: more is no photograph, and may be a bomb
+
+
+def read_pictures(files: Sequence[str], height: int, width: int) -> Tensor:
+    """[B,3,height,width] in [0, 1]: turned as the camera says, scaled until it covers the size, cut at the middle.
+
+    Errors: ValueError naming the file that is no picture, or too large.
+    """
+    return torch.stack([_read(file, height, width) for file in files])
+
+
+def _read(file: str, height: int, width: int) -> Tensor:
+    try:
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MOST:
+                raise ValueError(f"{file} has {opened.width} x {opened.height} pixels; at most {MOST:,} are read.")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file} is no picture that can be read: {error}") from error
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
