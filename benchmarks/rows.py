@@ -76,6 +76,24 @@ def _gradient(variant: str) -> Iterator[Row]:
     )
 
 
+# The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
+NOISED: dict[str, dict[str, Any]] = {
+    "diffusion_nft": {"per_prompt": 1, "levels": 2, "kl": 0.0},
+    "awm": {"per_prompt": 1, "levels": 2, "kl": 0.0},
+    "ram": {"per_prompt": 1, "levels": 3, "strength": 2.0},
+    "rwr": {"levels": 3, "inner_epochs": 1, "temperature": 0.5, "space": "velocity"},
+    "diffusion_dpo": {"per_prompt": 4, "levels": 3, "beta": 500.0, "weight_decay": 1e-4, "iterations": 12},
+}
+
+
+def _noised(algorithm: str) -> Row:
+    fields = {"images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "iterations": 8, "learning_rate": 3e-3}
+    fields |= NOISED[algorithm]
+    more = {"lr_warmup_steps": 0}
+    own = HELD_OUT | {"every": 2}
+    return Row(f"{algorithm}-compressibility", "forward", algorithm, "jpeg_compressibility", fields, own, more=more)
+
+
 ROWS = (
     _short("ddpo", "jpeg_compressibility", updates=4),
     _short("ddpo", "jpeg_incompressibility", updates=4),
@@ -125,5 +143,6 @@ ROWS = (
         control=False,
         seconds=480.0,
     ),
+    *(_noised(algorithm) for algorithm in NOISED),
     *(row for variant in VARIANTS for row in _gradient(variant)),
 )
