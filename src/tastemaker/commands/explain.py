@@ -120,7 +120,7 @@ def _pairs() -> dict[str, str]:
     if picky:
         rows[", ".join(picky)] = f"{', '.join(sorted(DIFFERENTIABLE)) or 'none of ours'}, or a function in torch"
     for model in load.BUILT_IN:
-        own = [name for name in (*PROMPTS, *REWARDS) if name.partition("_")[0] == model]
+        own = [name for name in (*PROMPTS, *REWARDS) if name.partition("_")[0] == model.partition("-")[0]]
         rows[model] = f"knows few words and is judged by them: {', '.join(own)}; and any reward that reads no prompt"
     rows["another model"] = "any prompts"
     rows["to begin with"] = (

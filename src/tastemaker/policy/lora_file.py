@@ -45,10 +45,8 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     path = _place(Path(file).expanduser(), file)
     _refuse_strangers(path, file)
     state, alphas, settings = _state(str(path) if path.exists() else file, file, pipeline)
-    bare = not any(key.startswith(OTHERS) for key in state)
-    if bare and any(
-        key.removeprefix(PEFT).startswith(ROOTS[component]) for key in state
-    ):  # saved from a network alone, by diffusers or by peft
+    bare = not any(key.startswith(OTHERS) for key in state)  # saved from a network alone, by diffusers or by peft
+    if bare and any(key.removeprefix(PEFT).startswith(ROOTS[component]) for key in state):
         state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
     own = {key.removeprefix(f"{component}."): value for key, value in state.items() if key.startswith(f"{component}.")}
     if not own:

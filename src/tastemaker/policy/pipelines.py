@@ -1,7 +1,7 @@
 """Pipelines of diffusers: how they are read from folders, the hub and single files, and written.
 
-The safety checker, where a family has one, is not loaded for training, which looks at pictures through the reward alone. It is the base's own,
-so what is written has it again, copied file by file.
+The safety checker, where a family has one, is not loaded for training, which looks at pictures through the reward
+alone. It is the base's own, so what is written has it again, copied file by file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def plain(files: Files, dtype: torch.dtype) -> DiffusionPipeline:
 
 def _kind(files: Files) -> Any:
     """The pipeline's class."""
-    return getattr(diffusers, family_name(files))
+    with quiet():  # importing it gives advice
+        return getattr(diffusers, family_name(files))
 
 
 def _unchecked(files: Files) -> dict[str, Any]:

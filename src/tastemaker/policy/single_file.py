@@ -27,7 +27,7 @@ STRANGERS = (
     (r"^conditioner\.embedders\.", "an SDXL model, a family that Tastemaker does not know yet"),
     (
         r"(^|\.)joint_blocks\.",
-        "a Stable Diffusion 3 model in one file: give the folder in diffusers layout or the hub id",
+        "a Stable Diffusion 3 model in one file: give a folder in diffusers layout, or the hub id",
     ),
     (r"(^|\.)double_blocks\.", "a FLUX model, a family that Tastemaker does not know yet"),
     (r"^control_model\.|^controlnet_", "a ControlNet, which is no model of its own"),

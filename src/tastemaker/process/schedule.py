@@ -114,7 +114,7 @@ def from_alphas_cumprod(alphas_cumprod: Tensor, timesteps: Sequence[int], final_
 
 
 def from_sigmas(t: Tensor, sigma: Tensor) -> Schedule:
-    """The schedule of a flow, x = (1 - sigma) x0 + sigma eps: sigma [T + 1] falls to 0, t [T] is what the network hears.
+    """The schedule of a flow, x = (1 - sigma) x0 + sigma eps: sigma [T + 1] falls to 0; t [T] is for the network.
 
     sigma may begin at 1, where x is noise alone. Errors: ValueError where it does not fall from at most 1 to 0.
     """
