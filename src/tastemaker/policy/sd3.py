@@ -6,6 +6,7 @@ x = (1 - sigma) x0 + sigma eps.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -72,7 +73,9 @@ class StableDiffusion3(LatentPolicy):
                 config.get("base_shift", 0.5),
                 config.get("max_shift", 1.16),  # diffusers' pipeline says 1.16, its scheduler 1.15
             )
-        self._scheduler.set_timesteps(steps, **extra)
+        with warnings.catch_warnings():  # of a division by zero, whose result is refused below
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._scheduler.set_timesteps(steps, **extra)
         return from_sigmas(self._scheduler.timesteps, self._scheduler.sigmas)
 
     def _encode_text(self, text: str) -> Encoded:
