@@ -87,6 +87,7 @@ def _made(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str,
         warnings.simplefilter("ignore", FutureWarning)
         if files.single:
             return _from_file(files, dtypes)
+        _check_folders(files, instead)
         others = {name: _network(files.contents[name], place, dtypes, name) for name, place in files.elsewhere.items()}
         pipeline: DiffusionPipeline = _kind(files).from_pretrained(
             files.source,
@@ -98,6 +99,19 @@ def _made(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str,
             **{**_absent(files), **others, **instead},
         )
         return pipeline
+
+
+def _check_folders(files: Files, instead: Mapping[str, Any]) -> None:
+    """Errors: ValueError naming what a local model lists and does not have."""
+    place = Path(files.source)
+    listed = [name for name, entry in files.contents.items() if _is_part(entry)]
+    lacks = [n for n in listed if n not in {*instead, *files.elsewhere} and not (place / n).is_dir()]
+    if place.is_dir() and lacks:
+        raise ValueError(
+            f"its {INDEX} lists {' and '.join(lacks)}, and there is no folder {place / lacks[0]}: put it there, or "
+            "write [null, null] for what the model can do without, as Stable Diffusion 3 can without text_encoder_3 "
+            "and tokenizer_3."
+        )
 
 
 def _absent(files: Files) -> dict[str, None]:
