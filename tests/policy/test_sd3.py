@@ -25,6 +25,7 @@ from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
 from tastemaker.process.schedule import from_sigmas
 from tastemaker.subjects import adapter_of
+from test_memory import really_saved
 
 PROMPTS = ["a red cat", "two dogs"]
 
@@ -100,6 +101,19 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, 
     wanted = theirs(plain(folder), x, 5, guidance, negative)
     assert (ours(policy, x, 5, guidance, negative) - wanted).abs().max() < 1e-5
     assert (wanted - x).abs().max() > 0.1
+
+
+def test_a_second_attention_reads_the_picture_alone(tmp_path: Path) -> None:
+    """As in 3.5 medium."""
+    folder = tiny_flow.save(tmp_path, transformer={"dual_attention_layers": (0,)})
+    policy = stirred(load(str(folder), lora=LoRA()))
+    assert "transformer_blocks.0.attn2.to_q.lora_A.weight" in policy.named_parameters()
+    pipeline, x = plain(folder), noise(policy)
+    with policy.using("base"):
+        assert (ours(policy, x, 3, 3.0) - theirs(pipeline, x, 3, 3.0)).abs().max() < 1e-5
+    with quiet():
+        pipeline.load_lora_weights(save(policy, tmp_path / "out").parent)
+    assert (ours(policy, x, 3, 3.0) - theirs(pipeline, x, 3, 3.0)).abs().max() < 1e-5
 
 
 def test_without_t5_one_token_stands_for_its_zeros(short: str, whole: str) -> None:
@@ -473,6 +487,18 @@ def test_a_run_is_judged_and_mixed(run: Any, tmp_path: Path) -> None:
 # ---- memory
 
 
+@pytest.mark.parametrize("lora", [LoRA(rank=2), None], ids=["LoRA", "full"])
+@pytest.mark.parametrize("model", ["short", "whole"])
+def test_a_small_model_really_keeps_what_was_estimated(model: str, lora: LoRA | None, request: Any) -> None:
+    folder = request.getfixturevalue(model)
+    policy: Any = load(folder, lora=lora)
+    rows = policy.encode(["a cat"] * 6)
+    texts = [rows.positive_rows(name) for name in policy.reads]
+    real = really_saved(policy.pipeline().transformer, lambda: policy._call(noise(policy, 6), torch.zeros(6), *texts))
+    guess = estimate(Setup(folder, lora, micro_batch=3), cuda=False)
+    assert guess.of("saved activations") == pytest.approx(real, rel=0.02)
+
+
 MEDIUM = {  # Stable Diffusion 3 medium, as published
     "_class_name": "SD3Transformer2DModel",
     "sample_size": 128,
@@ -507,7 +533,7 @@ def test_the_estimate_counts_what_the_model_has(short: str, whole: str) -> None:
         )
         encoders = [one for name, one in pipeline.components.items() if name.startswith("text_encoder") and one]
         assert found.of("text encoder") == sum(p.nbytes for one in encoders for p in one.parameters())
-    tokens = [estimate(Setup(folder, LoRA()), cuda=False).of("saved activations") for folder in (short, whole)]
-    assert tokens[1] > 4 * tokens[0]  # 268 of text instead of 13, beside 16 of the picture
+    saved = [estimate(Setup(folder, LoRA()), cuda=False).of("saved activations") for folder in (short, whole)]
+    assert saved[1] > 4 * saved[0]  # 268 of text instead of 13, beside 16 of the picture
     room = estimate(Setup(short, LoRA(), micro_batch=5), cuda=False).needed
     assert fit(room, Setup(short, LoRA()), most=9, cuda=False).setup.micro_batch >= 5
