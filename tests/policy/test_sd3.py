@@ -18,8 +18,8 @@ import tastemaker as tm
 import tiny_flow
 from tastemaker.exports.diffusers import LORA, save
 from tastemaker.memory import Setup, estimate, fit
-from tastemaker.policy import single_file
-from tastemaker.policy.load import load, quiet
+from tastemaker.policy import pipelines, single_file
+from tastemaker.policy.load import find, load, quiet
 from tastemaker.policy.padding import PADDING
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
@@ -428,6 +428,7 @@ def test_full_tuning_is_saved_whole_and_read_again(short: str, whole: str, tmp_p
         assert {one.name for one in folder.iterdir()} == {one.name for one in Path(model).iterdir()}
         wanted = ours(policy, x, 3, 3.0)
         assert torch.equal(ours(load(str(folder), lora=None), x, 3, 3.0), wanted)
+        assert pipelines.without(find(str(folder))) == ([] if model == whole else ["text_encoder_3", "tokenizer_3"])
         assert (theirs(plain(folder), x, 3, 3.0) - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 

@@ -18,6 +18,7 @@ import runs
 from tastemaker import config
 from tastemaker.memory import Setup, estimate
 from tastemaker.policy import load as loading
+from tastemaker.policy import pipelines
 from tastemaker.policy.load import elsewhere, find, load, quiet
 from tastemaker.policy.weights import LoRA
 from tastemaker.shapes import assets, export, flow, gates, models
@@ -105,6 +106,8 @@ def test_it_takes_its_autoencoder_from_shapes(named: str, exported: Path, tmp_pa
     assert not (tmp_path / "whole" / "tastemaker.json").exists()
     with quiet():  # plain diffusers needs nothing else
         StableDiffusion3Pipeline.from_pretrained(tmp_path / "whole", text_encoder_3=None, tokenizer_3=None)
+    drawn: Any = pipelines.plain(find(named), torch.float32)  # as a model card has it
+    assert torch.equal(drawn.vae.post_quant_conv.weight, policy.pipeline().vae.post_quant_conv.weight)
     schedule = policy.schedule(4)
     with torch.no_grad():
         one, two = (

@@ -174,7 +174,10 @@ def _recipe(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    folder = load.folder(name)
+    try:
+        folder = load.folder(name)
+    except ValueError as error:
+        return f"{name}, a built-in model\n{error}\n"
     said = config.model_defaults(folder) if folder else {}
     return f"{name}, a built-in model in {folder}\nIts defaults:\n{json.dumps(said, indent=2)}\n"
 

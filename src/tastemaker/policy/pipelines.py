@@ -58,9 +58,9 @@ def _kind(files: Files) -> Any:
 
 
 def _unchecked(files: Files) -> dict[str, Any]:
-    """What of `UNCHECKED` the family knows."""
+    """`UNCHECKED`, where the family has a safety checker."""
     known = inspect.signature(_kind(files).__init__).parameters
-    return {name: value for name, value in UNCHECKED.items() if name in known}
+    return UNCHECKED if "safety_checker" in known else {}
 
 
 def _loaded(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str, Any]) -> DiffusionPipeline:
@@ -96,7 +96,7 @@ def _made(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str,
             local_files_only=files.cached,
             use_safetensors=True,
             dtype=dict(dtypes),
-            **{**_absent(files), **others, **instead},
+            **{**dict.fromkeys(without(files)), **others, **instead},
         )
         return pipeline
 
@@ -114,10 +114,10 @@ def _check_folders(files: Files, instead: Mapping[str, Any]) -> None:
         )
 
 
-def _absent(files: Files) -> dict[str, None]:
-    """The parts that the model says it does without; where a family always has them diffusers wants that in words."""
-    known = inspect.signature(_kind(files).__init__).parameters
-    return {name: None for name, entry in files.contents.items() if name in known and entry == [None, None]}
+def without(files: Files) -> list[str]:
+    """The parts of its family that this model does without; `from_pretrained` wants each given as None."""
+    known = inspect.signature(_kind(files).__init__).parameters.values()
+    return [one.name for one in known if one.default is one.empty and files.contents.get(one.name) == [None, None]]
 
 
 def _network(entry: Any, place: Path, dtypes: Mapping[str, torch.dtype], name: str) -> Any:
