@@ -176,9 +176,9 @@ def test_the_peak_is_that_of_the_largest_phase(small: Path) -> None:
 
 
 def test_the_vaes_call_is_as_large_as_the_policys() -> None:
-    from tastemaker.policy import sd
+    from tastemaker.policy import latent
 
-    assert memory.DECODE_PIXELS == sd.CALL_PIXELS
+    assert memory.DECODE_PIXELS == latent.CALL_PIXELS
 
 
 @pytest.fixture

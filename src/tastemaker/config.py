@@ -14,7 +14,7 @@ import yaml
 
 from tastemaker.build import Where, attribute, build, entry_of, plain, suggest
 from tastemaker.layers import RESOLVED, SHORT, Layer, Mark, Switch, layer, leave_open, read_recipe, stack
-from tastemaker.policy.load import BUILT_IN
+from tastemaker.policy.load import BUILT_IN, SAYS
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards.terms import is_sum, read
@@ -187,7 +187,7 @@ def _given(algorithm: object) -> frozenset[str]:
 def _model_layer(defaults: Mapping[str, Any], name: str, own: set[str], given: frozenset[str], run: type) -> Layer:
     """What the model says for all algorithms, and then for this one; what the caller's object says for itself stays."""
     for key in defaults:
-        if key not in ("defaults", "algorithms"):
+        if key not in ("defaults", "algorithms", "parts"):  # the last is read by `policy.load`
             raise ValueError(f"tastemaker.json: {key} is neither `defaults` nor `algorithms`.")
     flat = {field.name for field in fields(run)}
     common = dict(defaults.get("defaults", {}))
@@ -262,7 +262,7 @@ def _origins(
 
 def model_defaults(folder: Path) -> dict[str, Any]:
     """What a model's folder says in its tastemaker.json; nothing when it has none."""
-    file = folder / "tastemaker.json"
+    file = folder / SAYS
     if not file.is_file():
         return {}
     try:

@@ -15,10 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
-from tastemaker.policy.load import configs
+from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_tokens, text_weights
+from tastemaker.policy.load import configs, elsewhere
 from tastemaker.policy.weights import LoRA
 
+DENOISERS = ("unet", "transformer")  # what the network that is trained is called in a model's folder
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
 GRAPH_PIXELS = 512 * 512  # the same where the gradient goes through it
 BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: an fp32 scale for each block; smaller tensors stay fp32
@@ -32,7 +33,7 @@ class Setup:
     """What decides a run's memory; the names are the user's flags where they have one."""
 
     model: str | Path | Mapping[str, Mapping[str, Any]]
-    """As `--model`, or the contents of its config files: unet, vae, text_encoder. Only these are read or fetched."""
+    """As `--model`, or the contents of its config files, by part. Only these are read or fetched."""
     lora: LoRA | None
     revision: str | None = None
     mixed_precision: str = "no"
@@ -127,9 +128,9 @@ def size(count: int) -> str:
 def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
     """What this setup needs. ValueError if the model's configs are not there or of a kind that is unknown here."""
     model = _configs(setup)
-    unet = network(model["unet"], setup.lora, setup.mixed_precision)
-    trained = [p.numel() for p in unet.parameters() if p.requires_grad]
-    frozen = sum(p.nbytes for p in unet.parameters() if not p.requires_grad)
+    denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
+    trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
+    frozen = sum(p.nbytes for p in denoiser.parameters() if not p.requires_grad)
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
@@ -214,10 +215,11 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     pixels = latent[1] * latent[2] * _factor(model["vae"]) ** 2
     at_once = 1 if setup.vae_slicing else min(pictures, max(1, DECODE_PIXELS // pixels))
     rows = setup.micro_batch * setup.guided
+    read = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
+    tokens = read + text_tokens(_denoiser(model), "text_encoder_3" in model)
 
     def calling(rows: int, checkpointing: bool, grad: bool) -> Cost:
-        tokens = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
-        key = (model["unet"], setup.lora, setup.mixed_precision)
+        key = (_denoiser(model), setup.lora, setup.mixed_precision)
         return denoising(*key, (rows, *latent), tokens, checkpointing, grad, setup.kernel)
 
     sampling = calling(pictures * setup.guided, False, False)
@@ -263,9 +265,17 @@ def _configs(setup: Setup) -> dict[str, str]:
         return {name: json.dumps(config) for name, config in setup.model.items()}
     place = _place(str(setup.model), setup.revision)
     found = {path.parent.name: path.read_text(encoding="utf-8") for path in place.glob("*/config.json")}
-    if missing := [name for name in ("unet", "vae") if name not in found]:
-        raise ValueError(f"--model {setup.model}: {place} has no {missing[0]}/config.json, so its memory is not known.")
+    found |= {name: (home / "config.json").read_text(encoding="utf-8") for name, home in elsewhere(place).items()}
+    lacks = [] if found.keys() & DENOISERS else [" or ".join(f"{name}/config.json" for name in DENOISERS)]
+    lacks += [] if "vae" in found else ["vae/config.json"]
+    if lacks:
+        raise ValueError(f"--model {setup.model}: {place} has no {lacks[0]}, so its memory is not known.")
     return found
+
+
+def _denoiser(model: Mapping[str, str]) -> str:
+    """The config of the network that is trained."""
+    return next(model[name] for name in DENOISERS if name in model)
 
 
 @lru_cache(maxsize=8)
@@ -279,11 +289,11 @@ def _factor(vae: str) -> int:
 
 
 def _latent_shape(setup: Setup, model: Mapping[str, str]) -> tuple[int, int, int]:
-    unet, factor = json.loads(model["unet"]), _factor(model["vae"])
-    own = unet["sample_size"]
+    denoiser, factor = json.loads(_denoiser(model)), _factor(model["vae"])
+    own = denoiser["sample_size"]
     height, width = own if isinstance(own, list) else (own, own)
     return (
-        unet["in_channels"],
+        denoiser["in_channels"],
         setup.height // factor if setup.height else height,
         setup.width // factor if setup.width else width,
     )

@@ -166,14 +166,14 @@ def network(config: str, lora: LoRA | None, precision: str) -> nn.Module:
     import diffusers
 
     values = json.loads(config)
-    if (kind := values.get("_class_name")) != "UNet2DConditionModel":
-        raise ValueError(f"what a {kind} needs of memory is not known, only that of a UNet2DConditionModel.")
+    if (kind := values.get("_class_name")) not in CALLS:
+        raise ValueError(f"what a {kind} needs of memory is not known, only that of a {' or a '.join(CALLS)}.")
     frozen = half(precision) if lora else None
     with torch.device("meta"), quiet():
-        unet: nn.Module = diffusers.UNet2DConditionModel.from_config(values)
-        unet.to(frozen or torch.float32)
-    Weights(unet, lora, sets=())
-    return unet
+        made: nn.Module = getattr(diffusers, kind).from_config(values)
+        made.to(frozen or torch.float32)
+    Weights(made, lora, sets=())
+    return made
 
 
 @lru_cache(maxsize=8)
@@ -210,17 +210,46 @@ def denoising(
     grad: bool,
     kernel: str,
 ) -> Cost:
-    unet: Any = network(config, lora, precision)
-    (unet.enable_gradient_checkpointing if checkpointing else unet.disable_gradient_checkpointing)()
+    """tokens: of a text, as the network reads it."""
+    denoiser: Any = network(config, lora, precision)
+    (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
+    call = CALLS[json.loads(config)["_class_name"]](denoiser, shape, tokens)
+    return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
+
+
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+def _crossing(unet: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
+    """A UNet that looks at the text by cross-attention."""
     with torch.device("meta"):
         x, t = torch.empty(shape), torch.zeros(shape[0])
         text = torch.empty(shape[0], tokens, unet.config.cross_attention_dim)
+    return lambda: unet(x, t, text, return_dict=False)
 
-    def call() -> Tensor:
-        output: Tensor = unet(x, t, text, return_dict=False)[0]
-        return output
 
-    return measure(unet, call, half=half(precision), kernel=kernel, grad=grad)
+def _joint(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
+    """A transformer over text and picture together, with a summary of the text beside them."""
+    with torch.device("meta"):
+        x, t = torch.empty(shape), torch.zeros(shape[0])
+        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim)
+        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim)
+    return lambda: transformer(x, text, pooled, t, return_dict=False)
+
+
+CALLS: dict[str, Callable[[Any, tuple[int, int, int, int], int], Call]] = {
+    "UNet2DConditionModel": _crossing,
+    "SD3Transformer2DModel": _joint,
+}
+
+
+def text_tokens(config: str, t5: bool) -> int:
+    """Tokens that a denoiser reads beside those of CLIP: T5's, or the one that stands for them."""
+    if json.loads(config).get("_class_name") != "SD3Transformer2DModel":
+        return 0
+    from tastemaker.policy.padding import PADDING
+
+    return PADDING if t5 else 1
 
 
 @lru_cache(maxsize=64)

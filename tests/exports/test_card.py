@@ -64,7 +64,7 @@ def test_the_header_names_the_base_only_where_the_hub_has_it(tmp_path: Path) -> 
     ("settings", "repo", "lines"),
     [
         ({"revision": "v2"}, "jane/run", ['from_pretrained("owner/base", revision="v2")', 'weights("jane/run")']),
-        ({"model": "shapes"}, "jane/run", ['from_pretrained(folder("shapes"))', 'weights("jane/run")']),
+        ({"model": "shapes"}, "jane/run", ['plain(find("shapes"), torch.float32)', 'weights("jane/run")']),
         ({"model": "/home/x/mine"}, "jane/run", ['from_pretrained("mine")', "# the base model was a local folder"]),
         ({"model": "/x/a.safetensors"}, "jane/run", ['from_single_file("a.safetensors")', 'weights("jane/run")']),
         ({"lora": None}, "jane/run", ['from_pretrained("jane/run")']),

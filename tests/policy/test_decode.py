@@ -3,7 +3,7 @@ import torch
 from diffusers import AutoencoderKL
 
 import tiny
-from tastemaker.policy import sd
+from tastemaker.policy import latent
 from tastemaker.policy.load import load, quiet
 
 
@@ -51,8 +51,8 @@ def test_parts_and_a_second_computation_change_nothing(model, monkeypatch):
     pictures.square().sum().backward()
     assert calls == [5]  # so few pixels keep their graph
     whole = x0.grad.clone()
-    monkeypatch.setattr(sd, "GRAPH_PIXELS", 2 * 16 * 16)
-    monkeypatch.setattr(sd, "KEPT_PIXELS", 5 * 16 * 16 - 1)
+    monkeypatch.setattr(latent, "GRAPH_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(latent, "KEPT_PIXELS", 5 * 16 * 16 - 1)
     calls.clear()
     x0.grad = None
     parts = policy.decode(x0)
@@ -67,7 +67,7 @@ def test_parts_and_a_second_computation_change_nothing(model, monkeypatch):
 
 def test_without_a_graph_there_is_no_second_computation(model, monkeypatch):
     policy = load(model, lora=None)
-    monkeypatch.setattr(sd, "CALL_PIXELS", 1)
+    monkeypatch.setattr(latent, "CALL_PIXELS", 1)
     rows = []
     monkeypatch.setattr(policy, "_decode", lambda part, decode=policy._decode: rows.append(len(part)) or decode(part))
     assert not policy.decode(latents(policy)).requires_grad

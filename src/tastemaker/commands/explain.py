@@ -120,7 +120,7 @@ def _pairs() -> dict[str, str]:
     if picky:
         rows[", ".join(picky)] = f"{', '.join(sorted(DIFFERENTIABLE)) or 'none of ours'}, or a function in torch"
     for model in load.BUILT_IN:
-        own = [name for name in (*PROMPTS, *REWARDS) if name.partition("_")[0] == model]
+        own = [name for name in (*PROMPTS, *REWARDS) if name.partition("_")[0] == model.partition("-")[0]]
         rows[model] = f"knows few words and is judged by them: {', '.join(own)}; and any reward that reads no prompt"
     rows["another model"] = "any prompts"
     rows["to begin with"] = (
@@ -174,7 +174,10 @@ def _recipe(name: str) -> str:
 
 
 def _model(name: str) -> str:
-    folder = load.folder(name)
+    try:
+        folder = load.folder(name)
+    except ValueError as error:
+        return f"{name}, a built-in model\n{error}\n"
     said = config.model_defaults(folder) if folder else {}
     return f"{name}, a built-in model in {folder}\nIts defaults:\n{json.dumps(said, indent=2)}\n"
 

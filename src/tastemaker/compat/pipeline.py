@@ -83,6 +83,11 @@ class DefaultDDPOStableDiffusionPipeline:
             made: Any = self._run.pipeline() if self._run else self._base()[0]
             if not self._run and (lora := self.found.lora):
                 made.load_lora_weights(str(lora.parent), weight_name=lora.name)
+            if "unet" not in made.components:
+                raise ValueError(
+                    f"{self.found.model} is a {type(made).__name__}; TRL's class is for Stable Diffusion 1.x and 2.x. "
+                    "Train it with tm.train, and draw with `Run.pipeline()`."
+                )
             made.scheduler = DDIMScheduler.from_config(made.scheduler.config)
             made.safety_checker = None
             made.set_progress_bar_config(**self._bars)

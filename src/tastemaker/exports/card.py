@@ -16,8 +16,8 @@ from tastemaker.evaluation.statistics import FEW
 from tastemaker.exports.finished import Finished
 from tastemaker.folder import write_text
 from tastemaker.planning import leaves
-from tastemaker.policy.hub import MOVED
-from tastemaker.policy.load import BUILT_IN
+from tastemaker.policy.hub import INDEX, MOVED
+from tastemaker.policy.load import BUILT_IN, FAMILIES, find
 from tastemaker.policy.single_file import SUFFIX
 from tastemaker.reports import citation, secrets
 from tastemaker.rewards import TABLE as REWARDS
@@ -139,11 +139,22 @@ def _model(run: Finished) -> dict[str, Any]:
         "version": __version__,
         "base": base,
         "kind": kind,
+        "without": Plain("".join(f", {one}=None" for one in _without(run))),
         "loading": Plain("".join(f", {one}" for one in loading)),
         "lora": run.settings["lora"],
         "before_after": (run.folder / "before_after.png").is_file(),
         "curve": (run.folder / "curve.svg").is_file(),
     }
+
+
+def _without(run: Finished) -> list[str]:
+    """Parts that a whole model of this family has and the run's does not."""
+    file = run.weights / INDEX
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")).get("_class_name") not in FAMILIES:
+        return []
+    from tastemaker.policy.pipelines import without
+
+    return without(find(str(run.weights)))
 
 
 def _training(run: Finished) -> dict[str, Any]:

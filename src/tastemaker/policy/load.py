@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tastemaker.policy import single_file
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from tastemaker.policy.policy import Exportable
     from tastemaker.policy.weights import LoRA
 
-FAMILIES = {"StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion"}
+FAMILIES = {
+    "StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion",
+    "StableDiffusion3Pipeline": "tastemaker.policy.sd3:StableDiffusion3",
+}
 """By `_class_name` of the folder's model_index.json."""
 
-BUILT_IN = {"shapes": "tastemaker.shapes.assets:folder"}
+BUILT_IN = {"shapes": "tastemaker.shapes.assets:folder", "shapes-flow": "tastemaker.shapes.assets:flow"}
 """Models that come with the package: name -> function that gives their folder."""
+
+SAYS = "tastemaker.json"  # in a model's folder: settings it goes well with, and parts it shares with another
 
 HALVES = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
 """`--mixed_precision` -> torch's name of the half-precision dtype; None is fp32 throughout."""
@@ -41,6 +47,7 @@ class Files(NamedTuple):
     variant: str | None = None
     cached: bool = False  # the hub did not answer; its files are in the local cache
     single: SingleFile | None = None  # all of the model in one file
+    elsewhere: Mapping[str, Path] = MappingProxyType({})  # parts that do not lie in its folder -> their own
 
 
 class Size(NamedTuple):
@@ -149,10 +156,16 @@ def quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def _family(files: Files) -> Callable[[Request], Exportable]:
+def family_name(files: Files) -> str:
+    """The class of its pipeline. Errors: ValueError if it is none of `FAMILIES`."""
     name = files.contents.get("_class_name")
     if name not in FAMILIES:
-        raise ValueError(f"--model {files.model} is a {name}, Tastemaker knows {', '.join(sorted(FAMILIES))}.")
+        raise ValueError(f"--model {files.model} is a {name}, Tastemaker knows {', '.join(FAMILIES)}.")
+    return str(name)
+
+
+def _family(files: Files) -> Callable[[Request], Exportable]:
+    name = family_name(files)
     with quiet():  # importing diffusers' pipelines gives advice too
         family: Callable[[Request], Exportable] = _resolve(FAMILIES[name])
     return family
@@ -169,10 +182,28 @@ def find(model: str, revision: str | None = None, variant: str | None = None) ->
     if (place := folder(model)) is not None:
         if not (place / INDEX).is_file():
             raise ValueError(_not_a_model(model, place))
-        return Files(model, str(place), _read(model, place / INDEX), revision, variant)
+        index = _read(model, place / INDEX)
+        return Files(model, str(place), index, revision, variant, elsewhere=elsewhere(place))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ValueError(f"--model {model}: no such folder. {_choices()}")
     return _from_hub(model, revision, variant)
+
+
+def elsewhere(place: Path) -> dict[str, Path]:
+    """Parts that a model shares with a built-in one, as its tastemaker.json says: name -> that one's folder.
+
+    `shapes-flow` has the autoencoder of `shapes`, which the package holds once.
+    """
+    file = place / SAYS
+    shared = _read(str(place), file).get("parts", {}) if file.is_file() else {}
+    found = {}
+    for name, model in shared.items():
+        if model not in BUILT_IN:
+            raise ValueError(f"{file}: parts.{name} is {model!r}, it is one of {', '.join(BUILT_IN)}.")
+        home = folder(model)
+        assert home is not None
+        found[name] = home / name
+    return found
 
 
 def configs(model: str, revision: str | None = None) -> Path:

@@ -20,6 +20,12 @@ PEFT = "base_model.model."  # what peft itself puts before the names of a networ
 DIFFUSERS, PEFTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # what they call their files
 OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
 
+# How the names of a component's own layers begin.
+ROOTS = {
+    "unet": ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding."),
+    "transformer": ("transformer_blocks.", "pos_embed.", "time_text_embed.", "context_embedder.", "norm_out.", "proj_"),
+}
+
 # What a file that is no LoRA is known by: the first pattern that a key of it matches.
 STRANGERS = (
     (r"^model\.diffusion_model\.", "a whole model: give it as --model"),
@@ -39,7 +45,8 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     path = _place(Path(file).expanduser(), file)
     _refuse_strangers(path, file)
     state, alphas, settings = _state(str(path) if path.exists() else file, file, pipeline)
-    if not any(key.startswith(OTHERS) for key in state):  # saved from a network alone, by diffusers or by peft
+    bare = not any(key.startswith(OTHERS) for key in state)  # saved from a network alone, by diffusers or by peft
+    if bare and any(key.removeprefix(PEFT).startswith(ROOTS[component]) for key in state):
         state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
     own = {key.removeprefix(f"{component}."): value for key, value in state.items() if key.startswith(f"{component}.")}
     if not own:
@@ -90,8 +97,8 @@ def _state(place: str, file: str, pipeline: Any) -> tuple[dict[str, Tensor], dic
             f"--lora {file}: no LoRA file in safetensors format could be read there ({reason(error)}). Give the "
             ".safetensors file or the folder that holds it."
         ) from error
-    state, alphas, settings = found
-    return state, alphas or {}, settings or {}
+    state, *alphas, settings = found  # kohya's alphas are read by the families of the time when they were written
+    return state, (alphas[0] if alphas else {}) or {}, settings or {}
 
 
 def _refuse_strangers(path: Path, file: str) -> None:
@@ -134,8 +141,12 @@ class _Scales:
 
 
 def named_for_file(adapter: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
-    """`<component>.<layer>.lora.down.weight` (A) and `.lora.up.weight` (B): diffusers and ComfyUI read it."""
+    """The names of diffusers' own files of that component, which ComfyUI reads too.
+
+    A UNet's `<layer>.lora.down.weight` (A) and `.lora.up.weight` (B), a transformer's `<layer>.lora_A.weight` and
+    `.lora_B.weight`, with the component in front.
+    """
+    a, b = (".lora.down.", ".lora.up.") if component == "unet" else (".lora_A.", ".lora_B.")
     return {
-        f"{component}." + name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): tensor
-        for name, tensor in adapter.items()
+        f"{component}." + name.replace(".lora_A.", a).replace(".lora_B.", b): tensor for name, tensor in adapter.items()
     }

@@ -1,11 +1,13 @@
-"""Stable Diffusion pipelines of diffusers: how they are read from folders, the hub and single files, and written.
+"""Pipelines of diffusers: how they are read from folders, the hub and single files, and written.
 
-The safety checker is not loaded for training, which looks at pictures through the reward alone. It is the base's own,
-so what is written has it again, copied file by file.
+The safety checker, where a family has one, is not loaded for training, which looks at pictures through the reward
+alone. It is the base's own, so what is written has it again, copied file by file.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import shutil
 import warnings
@@ -13,80 +15,128 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from tastemaker.policy.hub import INDEX, fetch, reason, refusals
-from tastemaker.policy.load import Files, quiet
+from tastemaker.policy.load import Files, family_name, quiet
 
-NETWORKS = ("unet", "vae", "text_encoder")
+NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def read(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+def read(files: Files, dtypes: Mapping[str, torch.dtype]) -> DiffusionPipeline:
     """The pipeline on the CPU, each network in its dtype. Errors: ValueError if its weights are not to be had."""
-    pipeline = _unchecked(files, dtypes)
+    pipeline = _loaded(files, dtypes, _unchecked(files))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def plain(files: Files, dtype: torch.dtype) -> StableDiffusionPipeline:
+def plain(files: Files, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline as its owner publishes it, with its safety checker where it has one; all of it in one dtype.
 
     Training needs no safety checker, so one that cannot be had now is left out with a warning. Errors: as `read`.
     """
-    dtypes = {"default": dtype}
+    dtypes, instead = {"default": dtype}, _unchecked(files)
+    if not instead:
+        return _loaded(files, dtypes, {})
     try:
         return _made(files, dtypes, {})
     except refusals() as error:
         why = reason(error)
-    pipeline = _unchecked(files, dtypes)
+    pipeline = _loaded(files, dtypes, instead)
     warnings.warn(f"the safety checker of --model {files.model} could not be loaded ({why}): left out.", stacklevel=2)
     return pipeline
 
 
-def _unchecked(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+def _kind(files: Files) -> Any:
+    """The pipeline's class."""
+    with quiet():  # importing it gives advice
+        return getattr(diffusers, family_name(files))
+
+
+def _unchecked(files: Files) -> dict[str, Any]:
+    """`UNCHECKED`, where the family has a safety checker."""
+    known = inspect.signature(_kind(files).__init__).parameters
+    return UNCHECKED if "safety_checker" in known else {}
+
+
+def _loaded(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str, Any]) -> DiffusionPipeline:
     try:
-        return _made(files, dtypes, UNCHECKED)
+        return _made(files, dtypes, instead)
     except refusals() as error:
         what = f" --variant {files.variant}" if files.variant else ""
+        *names, last = _networks(files)
         raise ValueError(
-            f"--model {files.model}{what} could not be loaded: {reason(error)} Needed: the weights of unet, vae and "
-            "text_encoder as safetensors files (pickled .bin files are never read)."
+            f"--model {files.model}{what} could not be loaded: {reason(error)} Needed: the weights of "
+            f"{', '.join(names)} and {last} as safetensors files (pickled .bin files are never read)."
         ) from error
 
 
-def _made(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str, Any]) -> StableDiffusionPipeline:
+def _networks(files: Files) -> list[str]:
+    """The names of the model's networks."""
+    return [name for name in NETWORKS if _is_part(files.contents.get(name))] or list(NETWORKS)
+
+
+def _made(files: Files, dtypes: Mapping[str, torch.dtype], instead: Mapping[str, Any]) -> DiffusionPipeline:
     """instead: by name, parts that are not loaded, and what stands in their place."""
     with quiet(), warnings.catch_warnings():
         # Old scheduler files are mended by diffusers with a note for their authors, not for our users.
         warnings.simplefilter("ignore", FutureWarning)
         if files.single:
             return _from_file(files, dtypes)
-        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        _check_folders(files, instead)
+        others = {name: _network(files.contents[name], place, dtypes, name) for name, place in files.elsewhere.items()}
+        pipeline: DiffusionPipeline = _kind(files).from_pretrained(
             files.source,
             revision=files.revision,
             variant=files.variant,
             local_files_only=files.cached,
             use_safetensors=True,
             dtype=dict(dtypes),
-            **instead,
+            **{**dict.fromkeys(without(files)), **others, **instead},
         )
         return pipeline
 
 
-def _from_file(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusionPipeline:
+def _check_folders(files: Files, instead: Mapping[str, Any]) -> None:
+    """Errors: ValueError naming what a local model lists and does not have."""
+    place = Path(files.source)
+    listed = [name for name, entry in files.contents.items() if _is_part(entry)]
+    lacks = [n for n in listed if n not in {*instead, *files.elsewhere} and not (place / n).is_dir()]
+    if place.is_dir() and lacks:
+        raise ValueError(
+            f"its {INDEX} lists {' and '.join(lacks)}, and there is no folder {place / lacks[0]}: put it there, or "
+            "write [null, null] for what the model can do without, as Stable Diffusion 3 can without text_encoder_3 "
+            "and tokenizer_3."
+        )
+
+
+def without(files: Files) -> list[str]:
+    """The parts of its family that this model does without; `from_pretrained` wants each given as None."""
+    known = inspect.signature(_kind(files).__init__).parameters.values()
+    return [one.name for one in known if one.default is one.empty and files.contents.get(one.name) == [None, None]]
+
+
+def _network(entry: Any, place: Path, dtypes: Mapping[str, torch.dtype], name: str) -> Any:
+    """A network that does not lie in the model's own folder; entry: its line of model_index.json."""
+    kind = getattr(importlib.import_module(entry[0]), entry[1])
+    return kind.from_pretrained(place, use_safetensors=True, dtype=dtypes.get(name, dtypes["default"]))
+
+
+def _from_file(files: Files, dtypes: Mapping[str, torch.dtype]) -> DiffusionPipeline:
     assert files.single is not None
     try:
-        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_single_file(
+        pipeline: Any = _kind(files).from_single_file(
             files.source,
             config=str(files.single.configs),
             local_files_only=True,
             dtype=torch.float32,
-            **UNCHECKED,
+            **_unchecked(files),
         )
-        for name in NETWORKS:
+        for name in _networks(files):
             network = getattr(pipeline, name)
             network.to("cpu", dtypes.get(name, dtypes["default"]))
     except (SingleFileComponentError, NotImplementedError, AttributeError, KeyError) as error:
@@ -97,10 +147,11 @@ def _from_file(files: Files, dtypes: Mapping[str, torch.dtype]) -> StableDiffusi
         ) from error
     if files.single.prediction:
         pipeline.scheduler.register_to_config(prediction_type=files.single.prediction)
-    return pipeline
+    made: DiffusionPipeline = pipeline
+    return made
 
 
-def write(pipeline: StableDiffusionPipeline, files: Files, folder: Path) -> None:
+def write(pipeline: Any, files: Files, folder: Path) -> None:
     """The pipeline in diffusers layout, with the parts of its base that were not loaded.
 
     A part that cannot be had any more is left out with a warning.

@@ -25,7 +25,10 @@ ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-
 STRANGERS = (
     (r"\.lora_|[._]lora\.|\.hada_|\.lokr_", "a LoRA file: give it as --lora, and as --model what it was made for"),
     (r"^conditioner\.embedders\.", "an SDXL model, a family that Tastemaker does not know yet"),
-    (r"(^|\.)joint_blocks\.", "a Stable Diffusion 3 model, a family that Tastemaker does not know yet"),
+    (
+        r"(^|\.)joint_blocks\.",
+        "a Stable Diffusion 3 model in one file: give a folder in diffusers layout, or the hub id",
+    ),
     (r"(^|\.)double_blocks\.", "a FLUX model, a family that Tastemaker does not know yet"),
     (r"^control_model\.|^controlnet_", "a ControlNet, which is no model of its own"),
     (

@@ -111,3 +111,18 @@ def from_alphas_cumprod(alphas_cumprod: Tensor, timesteps: Sequence[int], final_
     kept = alphas_cumprod.dtype
     t = torch.tensor(grid, dtype=torch.float32, device=table.device)
     return Schedule(t, squares.sqrt().to(kept), (1 - squares).sqrt().to(kept))
+
+
+def from_sigmas(t: Tensor, sigma: Tensor) -> Schedule:
+    """The schedule of a flow, x = (1 - sigma) x0 + sigma eps: sigma [T + 1] falls to 0; t [T] is for the network.
+
+    sigma may begin at 1, where x is noise alone. Errors: ValueError where it does not fall from at most 1 to 0.
+    """
+    table = sigma.detach().to("cpu")
+    if not bool((table[1:] < table[:-1]).all()) or not 0 < float(table[0]) <= 1 or float(table[-1]) != 0:
+        some = ", ".join(f"{value:.4g}" for value in table[:4].tolist())
+        raise ValueError(
+            f"the sigmas of a flow fall from at most 1 (noise) to 0 (clean), and {len(t)} steps of this scheduler are "
+            f"{some}, ...: use another number of steps, or mend scheduler_config.json."
+        )
+    return Schedule(t.detach().float(), 1 - sigma.detach(), sigma.detach())

@@ -1,8 +1,9 @@
-"""The gates that the built-in model has to pass: `python -m tastemaker.shapes.gates vae|base [--folder work]`.
+"""The gates that a built-in model has to pass: `python -m tastemaker.shapes.gates vae|base [--folder work]`.
 
 Gate 1 asks whether the autoencoder carries the world: what the oracle reads and what JPEG files weigh, before and
 after.
-Gate 2 asks whether the base model draws it: 1,024 samples over all captions; "unsure" counts as wrong.
+Gate 2 asks whether a model draws it (`base --model shapes-flow`, or `base --folder` of a pipeline): 1,024 samples over
+all captions; "unsure" counts as wrong.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tastemaker.shapes.gates", description=__doc__)
     parser.add_argument("stage", choices=("vae", "base"))
     parser.add_argument("--folder", type=Path, help="pretraining's work folder (vae), a pipeline's folder (base)")
+    parser.add_argument("--model", default="shapes", help="whose samples (base), where no folder is given")
     parser.add_argument("--count", type=int, help="pictures")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -193,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         )
         return
-    model = str(asked.folder) if asked.folder else "shapes"
+    model = str(asked.folder) if asked.folder else asked.model
     draw = _drawer(model, steps=asked.steps, guidance=asked.guidance, eta=asked.eta, seed=0)
     images, texts = base_samples(draw, asked.count or 1024)
     if asked.sheet:

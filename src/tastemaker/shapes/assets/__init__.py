@@ -1,4 +1,4 @@
-"""The built-in model's and judge's files, checked against the sums they were committed with."""
+"""The built-in models' and the judge's files, checked against the sums they were committed with."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def folder() -> Path:
 
 
 @cache
+def flow() -> Path:
+    """The second model, a flow, without an autoencoder of its own. Errors: as `folder`."""
+    place = Path(__file__).parent / "flow"
+    return _checked(place, place / SUMS, "model")
+
+
+@cache
 def judge() -> Path:
     """The judge's weights. Errors: ValueError where the file is missing or not as committed."""
     place = Path(__file__).parent / "judge"
@@ -27,6 +34,8 @@ def judge() -> Path:
 
 def _checked(place: Path, table: Path, what: str) -> Path:
     """The folder, if every file of the table is in it, whole."""
+    if not table.is_file():
+        raise ValueError(f"the built-in {what} is incomplete: {table} is missing. Install tastemaker again.")
     sums: dict[str, str] = json.loads(table.read_text(encoding="utf-8"))
     for name, expected in sums.items():
         path = place / name

@@ -1,0 +1,288 @@
+"""What the families over latents of a VAE have in common: guidance, pictures, weights, texts, sizes, files."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tastemaker.policy import pipelines
+from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
+from tastemaker.policy.hub import INDEX
+from tastemaker.policy.load import Request, half, quiet
+from tastemaker.policy.lora_file import named_for_file, read
+from tastemaker.policy.policy import Rows
+from tastemaker.policy.weights import Weights
+from tastemaker.process.prediction import Prediction
+from tastemaker.process.schedule import Schedule
+
+# Pixels the VAE sees in one call: eight pictures of 512 x 512; with a graph, which keeps every activation, one.
+CALL_PIXELS = 8 * 512 * 512
+GRAPH_PIXELS = 512 * 512
+KEPT_PIXELS = 256 * 256  # in all: so few that keeping their graph costs little beside the chain's
+
+
+class LatentPolicy(ABC):
+    """A `Policy` around a diffusers pipeline.
+
+    A family's `__init__` calls this one, which reads the pipeline; sets `latent_shape`, `_scheduler` and `_prediction`;
+    and calls `_begin`, which makes the weights trainable.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    """What the network takes of an encoded text, in the order of `_call`."""
+    needs: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """Parts of the pipeline that it does not work without, beside the network, the VAE and the scheduler."""
+    latent_shape: tuple[int, int, int]
+    _scheduler: Any  # diffusers': its config has num_train_timesteps
+    _prediction: Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]  # of (network's answer, x, alpha, sigma)
+
+    def __init__(self, request: Request, kind: Any, component: str) -> None:
+        """kind: the diffusers pipeline class; component: its name for the network that is trained."""
+        lora = request.lora  # its file is small: what is wrong with it is said before gigabytes are read
+        self._start = read(lora.file, kind, component) if lora and lora.file else None
+        self.device = request.device
+        self.rows = Rows()
+        self._half = half(request.mixed_precision)
+        self._slicing = request.vae_slicing
+        # Pays on GPUs of these kinds; on a CPU the small built-in model is a tenth slower so.
+        self._format = torch.channels_last if self.device.type in ("cuda", "xpu") else torch.contiguous_format
+        # What is trained stays fp32. Frozen networks may be half, except the VAE, which is decided by its own config.
+        frozen = self._half or torch.float32
+        texts = [name for name in request.files.contents if name.startswith("text_encoder")]
+        dtypes = {component: frozen if lora else torch.float32, "default": torch.float32} | dict.fromkeys(texts, frozen)
+        self._files, self._component = request.files, component
+        self._pipeline = pipelines.read(request.files, dtypes)
+        missing = [name for name in (component, "vae", *self.needs) if getattr(self._pipeline, name) is None]
+        if missing:
+            raise ValueError(
+                f"--model {request.files.model} has no {' and no '.join(missing)}: its {INDEX} says so. Give a model "
+                f"that has {', '.join((component, 'vae', *self.needs))}."
+            )
+        self._denoiser, self._vae = getattr(self._pipeline, component), self._pipeline.vae
+        self._encoders = [one for one in (getattr(self._pipeline, name) for name in texts) if one is not None]
+        self._schedules: dict[int, Schedule] = {}
+        self._texts = TextCache(self._encode_texts)
+
+    def _begin(self, request: Request) -> None:
+        """Devices, dtypes, memory format; then the adapter, which takes them over."""
+        for encoder in self._encoders:
+            encoder.requires_grad_(False).eval()
+        self._vae.requires_grad_(False).eval().to(self.device, memory_format=self._format)
+        if self._half and not self._vae.config.force_upcast:  # with it, it would overflow in fp16
+            with quiet():
+                self._vae.to(self._half)
+        network = self._denoiser
+        network.to(self.device, memory_format=self._format)
+        if request.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+            self._vae.enable_gradient_checkpointing()
+        self._weights = Weights(network, request.lora, sets=request.sets, start=self._start, seed=request.seed)
+        self._start = None
+
+    # ---- what a family says
+
+    @abstractmethod
+    def _call(self, x: Tensor, t: Tensor, *texts: Tensor) -> Tensor:
+        """The network's own call: x [B,C,h,w], t [B], and [B, ...] of each entry of `reads`."""
+
+    @abstractmethod
+    def _grid(self, steps: int) -> Schedule:
+        """The model's own time grid."""
+
+    @abstractmethod
+    def _encode_text(self, text: str) -> Encoded:
+        """[1, ...] of each entry of `reads`, on the policy's device."""
+
+    @abstractmethod
+    def _longest(self) -> tuple[Any, int]:
+        """The tokenizer that reads furthest into a text, and how many tokens that is."""
+
+    # ---- the chain
+
+    def schedule(self, steps: int) -> Schedule:
+        """The grid of the model's own scheduler, with this many steps."""
+        most = self._scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
+            raise ValueError(f"steps is {steps}, this model's chains have 1 to {most}.")
+        if steps not in self._schedules:
+            self._schedules[steps] = self._grid(steps).to(self.device)
+        return self._schedules[steps]
+
+    def encode(self, prompts: Sequence[str], negative: str = "") -> Conditioning:
+        return self._texts.conditioning(prompts, negative, self.device)
+
+    def predict(
+        self, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float | Tensor
+    ) -> Prediction:
+        """uncond + guidance (cond - uncond), both rows in one call; a number <= 1 is the prompt alone, one row each.
+
+        A tensor of guidances [B] always costs two rows (looking inside would wait for the device); there too, values
+        below 1 count as 1.
+        """
+        if isinstance(i, Tensor):
+            i = i.to(self.device)
+        t = schedule.t[i].expand(len(x))
+        texts = [conditioning.positive_rows(name) for name in self.reads]
+        if isinstance(guidance, Tensor) or guidance > 1.0:
+            negative = [conditioning.negative_rows(name) for name in self.reads]
+            both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
+            away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            if isinstance(guidance, Tensor):
+                guidance = guidance.to(away).clamp(min=1.0).view(-1, 1, 1, 1)
+            output = away + guidance * (toward - away)
+        else:
+            output = self._network(x, t, texts)
+        alpha, sigma = schedule.at(i, x)
+        return self._prediction(output, x, alpha, sigma)
+
+    def _network(self, x: Tensor, t: Tensor, texts: Sequence[Tensor]) -> Tensor:
+        """One call: [B,C,h,w], fp32 whatever the network computes in."""
+        self.rows.add(len(x))
+        x = x.contiguous(memory_format=self._format)
+        # The cache of low-precision copies is off: entries made without a graph would serve a call that needs one,
+        # entries of one weight set a call with another. Within one call every weight is read once, so it saves nothing.
+        with torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False):
+            output = self._call(x, t, *texts)
+        return output.float().contiguous()
+
+    # ---- pictures
+
+    def decode(self, x0: Tensor) -> Tensor:
+        graph = torch.is_grad_enabled() and x0.requires_grad
+        parts = x0.split(self._rows_per_call(GRAPH_PIXELS if graph else CALL_PIXELS))
+        if not graph or (len(x0) * self._pixels <= KEPT_PIXELS and not self._slicing):
+            return torch.cat([self._decode(part) for part in parts])
+        once_more = [checkpoint(self._decode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.cat(once_more)
+
+    def _decode(self, x0: Tensor) -> Tensor:
+        config = self._vae.config
+        latents = (x0 / config.scaling_factor + (config.shift_factor or 0.0)).to(self._vae.dtype)
+        images: Tensor = self._vae.decode(latents.contiguous(memory_format=self._format), return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1).contiguous()
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The mode of the VAE's posterior: no noise of its own."""
+        config = self._vae.config
+        parts = []
+        for part in images.to(self.device).split(self._rows_per_call(CALL_PIXELS)):
+            pixels = (part * 2 - 1).to(self._vae.dtype).contiguous(memory_format=self._format)
+            latents = self._vae.encode(pixels).latent_dist.mode().float()
+            parts.append((latents - (config.shift_factor or 0.0)) * config.scaling_factor)
+        return torch.cat(parts).contiguous()
+
+    def _rows_per_call(self, pixels: int) -> int:
+        if self._slicing:
+            return 1
+        return max(1, pixels // self._pixels)
+
+    @property
+    def _pixels(self) -> int:
+        """Of one picture."""
+        side = vae_factor(self._vae)
+        return self.latent_shape[1] * self.latent_shape[2] * side * side
+
+    # ---- weights
+
+    def using(self, weights: str) -> AbstractContextManager[None]:
+        return self._weights.using(weights)
+
+    def blend(self, weights: str, keep: float) -> None:
+        self._weights.blend(weights, keep)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self._weights.parameters()
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return self._weights.named_parameters()
+
+    def state(self) -> dict[str, Tensor]:
+        return self._weights.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self._weights.load_state(tensors)
+
+    def lora_tensors(self) -> dict[str, Tensor] | None:
+        return named_for_file(self._weights.adapter(), self._component) if self._weights.lora else None
+
+    def pipeline(self) -> Any:
+        """The live pipeline, adapter included; with mixed precision and LoRA call it under the same autocast."""
+        for encoder in self._encoders:
+            encoder.to(self.device)
+        return self._pipeline
+
+    def save_pipeline(self, folder: Path) -> None:
+        """The whole model in diffusers layout, the tuned network and all that its base has beside it."""
+        pipelines.write(self._pipeline, self._files, folder)
+
+    # ---- texts
+
+    @torch.no_grad()
+    def _encode_texts(self, texts: list[str]) -> list[Encoded]:
+        """Without the batch's dimension, on the CPU; the text encoders visit the device only for this.
+
+        One text a call: in a batch the last bits would depend on which texts the cache already held, and a resumed run
+        would differ from an uninterrupted one.
+        """
+        self._warn_of_truncation(texts)
+        try:
+            for encoder in self._encoders:
+                encoder.to(self.device)
+            with quiet():
+                found = [self._encode_text(text) for text in texts]
+            return [{name: tensor[0].cpu() for name, tensor in one.items()} for one in found]
+        finally:
+            if self.device.type != "cpu":
+                for encoder in self._encoders:
+                    encoder.to("cpu")
+
+    def _warn_of_truncation(self, texts: list[str]) -> None:
+        tokenizer, most = self._longest()
+        long = [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > most]
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(texts)} prompts are longer than the {most} tokens this model reads; the rest of "
+                f"each is not seen by it. The first: {long[0]!r}",
+                stacklevel=2,
+            )
+
+
+def vae_factor(vae: Any) -> int:
+    """Pixels of a picture's side to one of its latent's."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def sized(request: Request, network: Any, vae: Any, *, multiple: int, most: int | None = None) -> tuple[int, int, int]:
+    """(C, h, w) of a latent of the size that was asked for.
+
+    multiple: of a latent's side, by what the network divides it; most: the longest side it has positions for.
+    Errors: ValueError that names the flag and the nearest sides.
+    """
+    factor = vae_factor(vae)
+    default = network.config.sample_size
+    sides = default if isinstance(default, Sequence) else (default, default)
+    found = []
+    size, step = request.size, multiple * factor
+    for flag, asked, side in zip(("height", "width"), (size.height, size.width), sides, strict=True):
+        pixels = asked or size.resolution or side * factor
+        limit = most * factor if most else None
+        if pixels < step or pixels % step or (limit and pixels > limit):
+            key = f"--{flag}" if asked else "--resolution"
+            low = max(pixels // step, 1) * step
+            near = [low, low + step] if not limit or low + step <= limit else [min(low, limit)]
+            raise ValueError(
+                f"{key} {pixels} does not fit --model {request.files.model}: its sides are multiples of {step} pixels"
+                f"{f', {limit} at most' if limit else ''}. Nearest: {' or '.join(map(str, near))}. "
+                "(--resolution sets both --height and --width.)"
+            )
+        found.append(pixels // factor)
+    return network.config.in_channels, found[0], found[1]
