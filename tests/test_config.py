@@ -491,7 +491,7 @@ def test_the_manual_knows_every_setting() -> None:
         "one of ddim, window or one of"
     )
     assert rows["overwrite"] == ("overwrite", "true or false", "false", "empty an existing output_dir first")
-    assert {row.path for row in manual.settings(Window)} == {"inside", "size", "first", "last"}
+    assert {row.path for row in manual.settings(Window)} == {"inside", "size", "first", "last", "each"}
     assert next(manual.settings(Window)).default == "required"
 
 
