@@ -271,7 +271,7 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
         ("--evaluation 3", "--evaluation is a group of settings, evaluation.KEY; found '3'."),
         (
             "--algorithm.sampler dim",
-            "--algorithm.sampler needs a name, one of ddim, window; found 'dim'.  Did you mean",
+            "--algorithm.sampler needs a name, one of ddim, flow_sde, dance_sde, cps, window; found 'dim'.  Did you mean",
         ),
         ("--algorithm.sampler window", "--algorithm.sampler: window needs a value for `inside` and `size`."),
         (
@@ -443,7 +443,9 @@ def test_build_names_the_field_that_is_missing_or_wrong() -> None:
     with pytest.raises(ValueError, match=r"^here: window needs a value for `size`"):
         build(Window, {"inside": "ddim"}, Where("here", "window"))
     assert build(Window, {"inside": {"eta": 0.5, "name": "ddim"}, "size": "2"}) == Window(DDIM(0.5), 2)
-    with pytest.raises(ValueError, match=r"inside needs a name, one of ddim, window; found \{'eta': 1\}"):
+    with pytest.raises(
+        ValueError, match=r"inside needs a name, one of ddim, flow_sde, dance_sde, cps, window; found \{'eta': 1\}"
+    ):
         build(Window, {"inside": {"eta": 1}, "size": 2})
 
 

@@ -14,7 +14,7 @@ from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Conditioning, Policy
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
-from tastemaker.process.samplers import Sampler, Window, of, random_steps
+from tastemaker.process.samplers import Sampler, Window, of, random_rows
 from tastemaker.process.schedule import Schedule
 from tastemaker.process.transition import Transition, draw, log_prob
 from tastemaker.prompts.prompts import Prompts
@@ -213,7 +213,7 @@ def collect(it: Iteration, sampler: Sampler, *, same_noise: bool = False) -> Rol
 
 def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning, same_noise: bool) -> Rollout:
     schedule = it.policy.schedule(it.plan.steps)
-    steps = random_steps(of(sampler, it.prompts.groups), schedule, len(it.prompts)).contiguous()
+    steps = random_rows(of(sampler, it.prompts.groups), schedule, len(it.prompts)).contiguous()
     times = torch.stack([torch.unique(torch.cat([own, own + 1])) for own in steps])
     traces: list[tuple[Tensor, Tensor, Tensor]] = []
     it.progress.begin("sampling", len(it.prompts) * it.plan.steps)

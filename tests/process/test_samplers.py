@@ -7,7 +7,7 @@ from torch import Tensor
 from tastemaker.process.flow_samplers import CPS, DanceSDE, FlowSDE
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
-from tastemaker.process.samplers import DDIM, TABLE, FixedWindow, GroupWindows, Sampler, Window, of, random_steps
+from tastemaker.process.samplers import DDIM, TABLE, FixedWindow, GroupWindows, Sampler, Window, of, random_rows
 from tastemaker.process.schedule import Schedule, from_alphas_cumprod
 
 
@@ -155,12 +155,12 @@ def test_every_group_has_a_window_of_its_own() -> None:
         both(drawn, 0, schedule)
     groups = [0, 0, 1, 7, 7, 2, 3, 4, 5, 6]
     fixed = of(drawn, groups)
-    steps = random_steps(fixed, schedule, 10)
+    steps = random_rows(fixed, schedule, 10)
     assert steps.shape == (10, 2) and (steps[:, 1] == steps[:, 0] + 1).all()
     assert steps[0, 0] == steps[1, 0] and steps[3, 0] == steps[4, 0] and set(steps[:, 0].tolist()) <= {1, 2, 3, 4, 5}
     assert len(set(steps[:, 0].tolist())) > 2
-    assert torch.equal(random_steps(of(drawn, groups[3:5]), schedule, 2), steps[3:5])
-    assert not torch.equal(random_steps(of(window.drawn(Key(0, 1), schedule), groups), schedule, 10), steps)
+    assert torch.equal(random_rows(of(drawn, groups[3:5]), schedule, 2), steps[3:5])
+    assert not torch.equal(random_rows(of(window.drawn(Key(0, 1), schedule), groups), schedule, 10), steps)
     assert (fixed.stds(schedule) > 0).nonzero().flatten().tolist() == sorted(set(steps.flatten().tolist()))
     for i in range(10):
         inside, outside = both(DDIM(0.8), i, schedule), both(DDIM(0.0), i, schedule)
@@ -169,7 +169,7 @@ def test_every_group_has_a_window_of_its_own() -> None:
             for row in range(10):
                 wanted = inside if i in steps[row].tolist() else outside
                 assert torch.equal(mean[row], wanted[0][row]) and torch.equal(std[row], wanted[1][row])
-    assert of(DDIM(), groups) == DDIM() and random_steps(DDIM(), schedule, 2).tolist() == [list(range(9))] * 2
+    assert of(DDIM(), groups) == DDIM() and random_rows(DDIM(), schedule, 2).tolist() == [list(range(9))] * 2
 
 
 def test_windows_that_cannot_be_are_refused() -> None:

@@ -3,6 +3,8 @@
 TABLE = {
     "ddpo": "tastemaker.algorithms.ddpo:DDPO",
     "reinforce": "tastemaker.algorithms.reinforce:REINFORCE",
+    "dpok": "tastemaker.algorithms.dpok:DPOK",
+    "flow_grpo": "tastemaker.algorithms.flow_grpo:FlowGRPO",
     "draft": "tastemaker.algorithms.draft:DRaFT",
     "alignprop": "tastemaker.algorithms.alignprop:AlignProp",
     "refl": "tastemaker.algorithms.refl:ReFL",
@@ -13,6 +15,8 @@ TABLE = {
 NEEDS = {
     "ddpo": "any reward; a sampler with random steps, such as ddim with eta above 0",
     "reinforce": "any reward; a sampler with random steps, such as ddim with eta above 0",
+    "dpok": "any reward; a sampler with random steps, such as ddim with eta above 0",
+    "flow_grpo": "any reward; a sampler with random steps, such as flow_sde; groups (per_prompt 2 or more)",
     "draft": "a differentiable reward",
     "alignprop": "a differentiable reward",
     "refl": "a differentiable reward",

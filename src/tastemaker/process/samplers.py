@@ -165,7 +165,7 @@ def of(sampler: Sampler, groups: Sequence[int]) -> Sampler:
     return sampler.of(groups) if isinstance(sampler, GroupWindows) else sampler
 
 
-def random_steps(sampler: Sampler, schedule: Schedule, rows: int) -> Tensor:
+def random_rows(sampler: Sampler, schedule: Schedule, rows: int) -> Tensor:
     """[rows, K] the steps that have a density, of each row; as many in all."""
     if isinstance(sampler, FixedWindow) and isinstance(sampler.start, Tensor):
         return sampler.start[:, None] + torch.arange(sampler.size)
