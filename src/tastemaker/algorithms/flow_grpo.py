@@ -73,7 +73,7 @@ class FlowGRPO(Algorithm):
     advantage_limit: float = 5.0  # advantages are cut to +- this
     inner_epochs: int = 1  # how often the same pictures are learned from
     timestep_fraction: float = 1.0  # share of each picture's random steps that is learned from, drawn by the key
-    recentred: bool = False  # GRPO-Guard's ratio, centred at every step; its logarithm is std_i times as large: lower clip
+    recentred: bool = False  # GRPO-Guard's ratio, centred at every step; log rho is std_i times as large, so lower clip
     same_noise: bool = False  # the pictures of a group begin at the same noise, as in DanceGRPO
     sampler: Sampler = field(default_factory=FlowSDE)  # draws the training pictures; needs random steps
 
