@@ -65,7 +65,7 @@ class FlowGRPO(Algorithm):
     updates: int = 2  # optimizer steps an iteration (and inner epoch), each on images / updates pictures
     steps: int = 10  # steps of the denoising chain
     guidance: float = 4.5  # classifier-free guidance, in sampling and in the loss; 1 switches it off
-    iterations: int = 2500  # rounds of drawing, scoring and learning; the authors name "more than 5,000" updates
+    iterations: int = 2500  # rounds of drawing, scoring and learning; the authors go on past 5,000 updates
     clip: float = 1e-4  # of the ratio; the authors take 1e-5 for windows and without guidance
     kl: float = 0.04  # of the divergence to the pretrained model, at every step; 0 leaves it out
     advantage: Spread = "group"  # what advantages are divided by: the std of the group, of all rewards, or nothing

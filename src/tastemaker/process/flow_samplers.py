@@ -54,7 +54,7 @@ class FlowSDE:
         if len(schedule) == 1:
             raise ValueError("flow_sde has no noise level for a chain of 1 step: use 2 steps or more, or dance_sde.")
         sigma = _flow(schedule)[0][:-1]
-        sigma = torch.where(sigma > 1 - PURE, sigma[1], sigma)
+        sigma = torch.cat([torch.where(sigma[:1] > 1 - PURE, sigma[1], sigma[:1]), sigma[1:]])
         return self.a * torch.sqrt(sigma / (1 - sigma))
 
 
