@@ -14,6 +14,7 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.build import Where, build, plain
 from tastemaker.layers import layer, stack
 from tastemaker.process.samplers import DDIM, Sampler, Window
+from tastemaker.process.samplers import TABLE as SAMPLERS
 from tastemaker.settings import PlanSettings, RunSettings, amount
 
 MODEL = {
@@ -271,7 +272,7 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
         ("--evaluation 3", "--evaluation is a group of settings, evaluation.KEY; found '3'."),
         (
             "--algorithm.sampler dim",
-            "--algorithm.sampler needs a name, one of ddim, window; found 'dim'.  Did you mean",
+            f"--algorithm.sampler needs a name, one of {', '.join(SAMPLERS)}; found 'dim'.  Did you mean",
         ),
         ("--algorithm.sampler window", "--algorithm.sampler: window needs a value for `inside` and `size`."),
         (
@@ -443,7 +444,9 @@ def test_build_names_the_field_that_is_missing_or_wrong() -> None:
     with pytest.raises(ValueError, match=r"^here: window needs a value for `size`"):
         build(Window, {"inside": "ddim"}, Where("here", "window"))
     assert build(Window, {"inside": {"eta": 0.5, "name": "ddim"}, "size": "2"}) == Window(DDIM(0.5), 2)
-    with pytest.raises(ValueError, match=r"inside needs a name, one of ddim, window; found \{'eta': 1\}"):
+    with pytest.raises(
+        ValueError, match=r"inside needs a name, one of ddim, flow_sde, dance_sde, cps, window; found \{'eta': 1\}"
+    ):
         build(Window, {"inside": {"eta": 1}, "size": 2})
 
 
@@ -488,10 +491,10 @@ def test_sentences_are_read_from_behind_below_and_above() -> None:
 def test_the_manual_knows_every_setting() -> None:
     rows = {row.path: row for row in manual.settings(RunSettings)}
     assert rows["lora.rank"].default == "4" and rows["evaluation.sampler"].kind.startswith(
-        "one of ddim, window or one of"
+        f"one of {', '.join(SAMPLERS)} or one of"
     )
     assert rows["overwrite"] == ("overwrite", "true or false", "false", "empty an existing output_dir first")
-    assert {row.path for row in manual.settings(Window)} == {"inside", "size", "first", "last"}
+    assert {row.path for row in manual.settings(Window)} == {"inside", "size", "first", "last", "each"}
     assert next(manual.settings(Window)).default == "required"
 
 

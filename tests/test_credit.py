@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tastemaker.credit import leave_one_out, per_group, per_prompt, whiten
+from tastemaker.credit import equal, leave_one_out, per_group, per_prompt, relative, whiten
 
 NAN = float("nan")
 R = torch.tensor([3.0, -1.0, 0.5, 7.25, 2.0, 2.5])
@@ -143,3 +143,23 @@ def test_the_history_is_plain_data_and_the_old_one_is_left_alone() -> None:
     assert new == {"a": [1.0, 2.0], "never seen again": [4.0], "b": [float(torch.tensor(1 / 3))]}
     assert json.loads(json.dumps(new)) == new
     assert new["never seen again"] is not old["never seen again"]
+
+
+@pytest.mark.parametrize("spread", ["group", "global", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_relative_is_its_baseline_and_its_deviation(baseline: str, spread: str) -> None:
+    r = torch.tensor([3.0, -1.0, 0.5, 7.25, NAN, 2.5], dtype=torch.float64)
+    found, values = relative(r, GROUPS, baseline=baseline, spread=spread).tolist(), r.numpy()
+    for row, group in enumerate(GROUPS):
+        own = [k for k in range(6) if GROUPS[k] == group and numpy.isfinite(values[k])]
+        if row not in own:
+            assert numpy.isnan(found[row])
+            continue
+        others = own if baseline == "mean" else [k for k in own if k != row]
+        divisor = {"group": values[own].std() + 1e-4, "global": numpy.nanstd(values) + 1e-4, "none": 1.0}[spread]
+        assert found[row] == pytest.approx((values[row] - values[others].mean()) / divisor, rel=1e-12)
+
+
+def test_equal_rewards_and_single_ones_are_told_from_failed_ones() -> None:
+    r = torch.tensor([0.1, 0.1, NAN, 2.0, NAN, NAN, 1.0, 1.5])
+    assert equal(r, [0, 0, 0, 1, 1, 2, 3, 3]).tolist() == [True] * 5 + [False] * 3

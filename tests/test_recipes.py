@@ -26,13 +26,17 @@ from tastemaker.world import World
 
 RECIPES = sorted(config.recipes())
 LESSONS = {"lesson_clip", "lesson_decay", "lesson_lora", "lesson_prompts", "lesson_reinforce"}  # for sweeps
-SHAPES = {f"shapes_{name}" for name in ("ddpo_fast", "draft", "alignprop", "refl", "drtune", "grad_copy")}
-NOISED = {
-    f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram", "diffusion_dpo")
-}  # of the forward process
+FROM_VALUES = {f"shapes_{name}" for name in ("ddpo_fast", "dpok", "flow_grpo")}
+FROM_GRADIENTS = {f"shapes_{name}" for name in ("draft", "alignprop", "refl", "drtune", "grad_copy")}
+NOISED = {f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram", "diffusion_dpo")}
+SHAPES = FROM_VALUES | FROM_GRADIENTS
 CLIMBS = {f"lesson_{name}" for name in ("steps", "uniform", "kl", "remedies", "kl_ddpo")}  # lessons of reward gradients
 OURS = SHAPES | NOISED | LESSONS | CLIMBS  # no publication but this one
-FEW = {"ddpo_quickstart": 1, "ddpo_trl": 3}  # pictures an update, fewer than eight devices: published for one GPU
+FEW = {
+    "ddpo_quickstart": 1,
+    "ddpo_trl": 3,
+    "dpok_imagereward": 2,
+}  # pictures an update, fewer than eight devices: published for one GPU
 
 
 class Published(NamedTuple):
@@ -128,6 +132,38 @@ FORWARD = {
 }
 
 
+class Ratio(NamedTuple):
+    """The same of policy gradients that are held by the base."""
+
+    images: int
+    per_prompt: int
+    updates: int
+    iterations: int
+    steps: int
+    items: int  # of each picture
+    guidance: float
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    own: dict[str, Any]
+    rank: int
+
+
+RATIOS = {
+    "dpok_imagereward": Ratio(
+        *(10, 1, 5, 2000, 50, 24, 7.5, 1e-5, 0.0, 0.1),
+        {"clip": 1e-4, "kl": 0.01, "reward_weight": 10.0, "sampler": {"name": "ddim", "eta": 1.0}},
+        4,
+    ),
+    "flow_grpo_pickscore": Ratio(
+        *(48 * 24, 24, 2, 2500, 10, 10, 4.5, 3e-4, 1e-4, 1.0),
+        {"clip": 1e-4, "kl": 0.01 / 10, "advantage_limit": 5.0, "sampler": {"name": "flow_sde", "a": 0.7}},
+        32,
+    ),
+}
+HELD = PUBLISHED.keys() | GRADIENTS.keys() | RATIOS.keys() | FORWARD.keys()
+
+
 def fetched(prompts: Any) -> bool:
     """Whether prompts come from a file or the hub, not with the package."""
     if isinstance(prompts, dict) and "path" in prompts:
@@ -202,7 +238,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_every_recipe_with_a_publication_is_held_against_it() -> None:
-    assert set(PUBLISHED) | set(GRADIENTS) | set(FORWARD) == set(RECIPES) - OURS
+    assert set(RECIPES) - OURS == HELD
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -251,7 +287,35 @@ def test_one_device_has_the_published_numbers_of_the_forward_process(name: str) 
     assert tree["mixed_precision"] == said.precision and (tree["lora"] and tree["lora"]["rank"]) == said.rank
 
 
-@pytest.mark.parametrize("name", sorted(SHAPES - {"shapes_ddpo_fast"}))
+@pytest.mark.parametrize("name", RATIOS)
+def test_one_device_has_the_published_numbers_of_a_policy_gradient_that_is_held(name: str) -> None:
+    said = RATIOS[name]
+    plan, tree, out = dry_run(name, 1)
+    algorithm = tree["algorithm"]
+    assert (plan.images, plan.per_prompt, plan.updates) == (said.images, said.per_prompt, said.updates)
+    assert (plan.iterations, plan.steps, plan.items, plan.guidance) == said[3:7]
+    assert (algorithm["learning_rate"], algorithm["weight_decay"]) == (said.learning_rate, said.weight_decay)
+    assert said.own.items() <= algorithm.items()
+    assert (tree["mixed_precision"], tree["max_grad_norm"]) == ("fp16", said.max_grad_norm)
+    assert tree["lora"]["rank"] == said.rank
+    assert f"{said.updates} updates of {said.images // said.updates} images" in out
+
+
+@pytest.mark.parametrize("name", sorted(FROM_VALUES - {"shapes_ddpo_fast"}))
+def test_a_recipe_of_the_built_in_model_takes_a_step_from_values(name: str, tmp_path: Path) -> None:
+    """Two updates of a group of four, or of four: the first ratio is 1, and then the base is left."""
+    few = ("--algorithm.images", "8", "--algorithm.updates", "2", "--algorithm.steps", "4", "--iterations", "1")
+    more = ("--evaluation.count", "1", "--evaluation.images_per_prompt", "1", "--evaluation.steps", "2")
+    ran = runs.call("train", name, *few, *more, "--device", "cpu", "--output_dir", str(tmp_path / "run"))
+    assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    first, second = row["updates"]
+    assert row["queries"] == 8 and first["grad_norm"] > 0 and first["skipped"] == second["skipped"] == 0
+    assert first["mismatch"] == 0.0 and first["kl"] == 0.0 < second["kl"]
+    assert first.get("zero_std", 0.0) == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(FROM_GRADIENTS))
 def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_oracle(name: str) -> None:
     plan, tree, _ = dry_run(name, 1)
     assert (tree["reward"], tree["held_out_rewards"]) == ("jpeg_proxy", ["jpeg_compressibility", "shapes_alignment"])
@@ -261,7 +325,7 @@ def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_orac
     assert tree["algorithm"]["name"] == name.removeprefix("shapes_")
 
 
-@pytest.mark.parametrize("name", sorted(SHAPES - {"shapes_ddpo_fast"}))
+@pytest.mark.parametrize("name", sorted(FROM_GRADIENTS))
 def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tmp_path: Path) -> None:
     """One update of two pictures: the files of a run are there, and real files are judged beside the estimate."""
     few = ("--algorithm.images", "2", "--iterations", "1", "--evaluation.count", "2")
@@ -321,8 +385,8 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
     flag = re.search(rf"on 8 GPUs.*train {name} (--algorithm\.images \d+)\n", header)
     assert flag is not None
     plan, _, _ = dry_run(name, 8, *flag[1].split())
-    said = PUBLISHED[name]  # a GPU's numbers, as theirs, on each of eight
-    assert (plan.images, plan.updates, plan.effective_batch) == (8 * said.images, said.updates, 8 * FEW[name])
+    images = (PUBLISHED | RATIOS)[name].images  # a GPU's numbers, as theirs, on each of eight
+    assert (plan.images, plan.updates, plan.effective_batch) == (8 * images, images // FEW[name], 8 * FEW[name])
 
 
 # ---- what is said of them
@@ -334,7 +398,7 @@ def test_a_header_says_where_the_numbers_are_from_and_what_was_run(name: str) ->
     said = [key for line in header for key in re.findall(r"^# ([A-Z][a-z ]+): ", line)]
     assert [key for key in said if key not in ("The judge", "The prompts", "Departs")] == [
         "Paper",
-        *(["Numbers"] if name in {**PUBLISHED, **GRADIENTS, **FORWARD} else []),
+        *(["Numbers"] if name in HELD else []),
         "Expected",
         "Cost",
         "Run by us",
@@ -404,7 +468,7 @@ def test_a_lessons_command_is_a_sweep_that_differs_in_what_it_names_alone(name: 
     assert len({str(one.tree | {"output_dir": ""}) for one in found}) == len(found)
 
 
-FETCHED = [name for name in GRADIENTS if fetched(config.asked(name, {}).get("prompts"))]
+FETCHED = [name for name in RECIPES if fetched(config.asked(name, {}).get("prompts"))]
 
 
 @pytest.mark.parametrize("name", FETCHED)

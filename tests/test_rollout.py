@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.iteration import Iteration, deal
+from tastemaker.process.flow_samplers import FlowSDE
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM, Sampler, Window
 from tastemaker.process.transition import log_prob
@@ -96,7 +97,7 @@ def test_a_rollout_is_the_chain_and_its_rewards(sampling: int) -> None:
     it = iteration(sampling=sampling)
     rollout = collect(it, DDIM())
     whole = drawn(Toy(), it.prompts, DDIM())
-    assert rollout.steps.tolist() == list(range(STEPS)) and rollout.times.tolist() == list(range(STEPS + 1))
+    assert rollout.steps.tolist() == [list(range(STEPS))] * 8 and rollout.times.tolist() == [list(range(STEPS + 1))] * 8
     torch.testing.assert_close(rollout.path[:, 1:], torch.stack(whole, 1), rtol=1e-12, atol=0)
     torch.testing.assert_close(rollout.x0, whole[-1], rtol=1e-12, atol=0)
     torch.testing.assert_close(rollout.reward, closeness(whole[-1], it.prompts).float())
@@ -105,7 +106,7 @@ def test_a_rollout_is_the_chain_and_its_rewards(sampling: int) -> None:
     assert it.reward.queries == 8
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), DDIM(0.3), Window(DDIM(), 2)])
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(0.3), Window(DDIM(), 2), Window(FlowSDE(), 2, each="group")])
 def test_old_log_probs_are_those_of_the_transitions(sampler: Sampler) -> None:
     it = iteration(sampler)
     sampler = placed(it, sampler)
@@ -121,12 +122,49 @@ def test_only_random_steps_are_kept() -> None:
     sampler = placed(it, Window(DDIM(), 2, first=1))
     rollout = collect(it, sampler)
     start = sampler.start
-    assert rollout.steps.tolist() == [start, start + 1]
-    assert rollout.times.tolist() == [start, start + 1, start + 2]
+    assert rollout.steps.tolist() == [[start, start + 1]] * 8
+    assert rollout.times.tolist() == [[start, start + 1, start + 2]] * 8
     assert rollout.path.shape == (8, 3, 4, 1, 1) and rollout.old.shape == (8, 2)
     ode = collect(iteration(), DDIM(0.0))
-    assert len(ode.steps) == len(ode.times) == 0 and ode.path.numel() == ode.old.numel() == 0
+    assert ode.steps.shape == ode.times.shape == (8, 0) and ode.path.numel() == ode.old.numel() == 0
     assert ode.x0.shape == (8, 4, 1, 1) and ode.reward.isfinite().all()
+
+
+def test_every_group_keeps_the_steps_of_its_own_window() -> None:
+    """And the pictures, log-probabilities and states are the same in any calls."""
+    asked = Window(FlowSDE(), 2, each="group")
+    found = []
+    for sampling in (3, 8):
+        it = iteration(asked, sampling=sampling)
+        rollout = collect(it, placed(it, asked)).credited(torch.arange(8.0))
+        steps, groups = rollout.steps, torch.tensor(it.prompts.groups)
+        assert len({tuple(own) for own in steps.tolist()}) > 1
+        assert all(len({tuple(own) for own in steps[groups == group].tolist()}) == 1 for group in range(4))
+        assert torch.equal(rollout.times, torch.cat([steps, steps[:, 1:] + 1], 1))
+        assert rollout.path.shape == (8, 3, 4, 1, 1) and rollout.old.isfinite().all()
+        pairs = rollout.transitions()
+        assert torch.equal(pairs.i, steps.flatten()) and ids_of(pairs) == [b for b in range(8) for _ in range(2)]
+        few = rollout.take(torch.tensor([6, 1]))
+        assert torch.equal(few.steps, steps[[6, 1]]) and torch.equal(few.transitions().x1, pairs.x1[[12, 13, 2, 3]])
+        found.append(rollout)
+    for name, value in found[0].tensors().items():
+        torch.testing.assert_close(value, found[1].tensors()[name], rtol=1e-12, atol=1e-12)
+
+
+def test_pictures_of_a_group_may_begin_at_the_same_noise() -> None:
+    it = iteration(sampling=3)
+    rollout = collect(it, DDIM(), same_noise=True)
+    start = rollout.path[:, 0]
+    assert torch.equal(start[::2], start[1::2]) and len({tuple(x.flatten().tolist()) for x in start[::2]}) == 4
+    assert not torch.equal(rollout.path[::2, 1], rollout.path[1::2, 1])
+    assert not torch.equal(start, collect(iteration(sampling=3), DDIM()).path[:, 0])
+    plain = [
+        step.cleaner
+        for step in chain(
+            it.policy, DDIM(), it.prompts, key=it.key, x=start, schedule=it.policy.schedule(STEPS), guidance=2.0
+        )
+    ]
+    torch.testing.assert_close(rollout.x0, plain[-1], rtol=1e-12, atol=0)
 
 
 def test_random_steps_may_lie_apart() -> None:
@@ -142,7 +180,7 @@ def test_random_steps_may_lie_apart() -> None:
 
     it = iteration()
     rollout = collect(it, Every()).credited(torch.ones(8))
-    assert rollout.times.tolist() == [0, 1, 2, 3, 4]
+    assert rollout.times.tolist() == [[0, 1, 2, 3, 4]] * 8
     pairs = rollout.transitions()
     assert sorted(set(pairs.i.tolist())) == [0, 2, 3]
     found = log_prob(transition_at(it, Every(), pairs), pairs.x1)
@@ -216,9 +254,9 @@ def closeness_of(name: int) -> float:
 def rollout_of(prompts: Prompts) -> Rollout:
     """A rollout whose every number tells its picture's id."""
     ids = torch.tensor([closeness_of(name) for name in prompts.ids])
-    steps, texts = torch.arange(2), Toy().encode(prompts)
+    (times, steps), texts = (torch.arange(count).expand(len(ids), -1) for count in (3, 2)), Toy().encode(prompts)
     path, old = (ids[:, None].expand(-1, count) for count in (3, 2))
-    return Rollout(prompts, texts, steps, torch.arange(3), path, old, ids, ids, {})
+    return Rollout(prompts, texts, steps, times, path, old, ids, ids, {})
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])

@@ -21,6 +21,7 @@ from toy_runs import Scorer, closeness, failing, iteration_of, plan_of
 
 STEPS, IMAGES = 6, 8
 ODE = DDIM(eta=0.0)
+SAMPLERS = {"ode": ODE, "ddpm": DDIM(1.0), "window": Window(DDIM(), 2), "windows": Window(DDIM(), 2, each="group")}
 
 
 class Watched(Toy):
@@ -82,7 +83,7 @@ def test_the_prefix_costs_the_sum_of_its_steps_and_no_graph(sampling: int, guida
     assert not starts.x.requires_grad and starts.x.dtype == torch.float64
 
 
-@pytest.mark.parametrize("sampler", [ODE, DDIM(1.0), Window(DDIM(), 2)], ids=["ode", "ddpm", "window"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_every_picture_stands_at_its_first_live_step_whatever_the_calls(sampler: Sampler) -> None:
     """Sorted by it; text, course and latent stay with the id."""
     for sampling in (1, 3, 64):
@@ -124,7 +125,7 @@ def test_a_stop_is_heard_between_two_calls_of_the_prefix() -> None:
 # ---- the rest of the chain
 
 
-@pytest.mark.parametrize("sampler", [ODE, DDIM(1.0), Window(DDIM(), 2)], ids=["ode", "ddpm", "window"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("rule", [Uniform(), PerStep(), Fixed(STEPS)], ids=repr)
 def test_it_ends_at_the_pictures_that_are_drawn_anyway(sampler: Sampler, rule: Uniform) -> None:
     """With and without a graph, all at once and in any company."""

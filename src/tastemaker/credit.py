@@ -9,6 +9,7 @@ get exactly 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,9 +25,7 @@ def per_group(r: Tensor, groups: Tensor | Sequence[int], *, floor: float = 1e-4)
 
     Flow-GRPO, Liu et al. 2025, arXiv:2505.05470, whose code adds 1e-4. A group of one image gets 0.
     """
-    apart, index, count = _apart(r, groups)
-    std = torch.sqrt(_totals(apart**2, index, count) / count.clamp(min=1))
-    return _like(apart / (std[index] + floor), r)
+    return relative(r, groups, baseline="mean", spread="group", floor=floor)
 
 
 def leave_one_out(r: Tensor, groups: Tensor | Sequence[int]) -> Tensor:
@@ -35,8 +34,39 @@ def leave_one_out(r: Tensor, groups: Tensor | Sequence[int]) -> Tensor:
     Kool et al. 2019 (RLOO): unlike the mean of all, the baseline does not depend on the image itself. It equals
     (r - mean) n / (n - 1). An image without companions has nothing to be compared with and gets 0.
     """
+    return relative(r, groups, baseline="leave_one_out", spread="none")
+
+
+def relative(
+    r: Tensor,
+    groups: Tensor | Sequence[int],
+    *,
+    baseline: Literal["mean", "leave_one_out"],
+    spread: Literal["group", "global", "none"],
+    floor: float = 1e-4,
+) -> Tensor:
+    """How far above its group's baseline each reward is, over a deviation + floor, [N]; groups [N] as in `per_group`.
+
+    baseline: the mean of the group, or of its other rewards. spread: the deviation of the group's rewards, of all
+    rewards of the iteration, or no division at all.
+    """
     apart, index, count = _apart(r, groups)
-    return _like(apart * (count / (count - 1).clamp(min=1))[index], r)
+    above = apart * (count / (count - 1).clamp(min=1))[index] if baseline == "leave_one_out" else apart
+    if spread == "none":
+        return _like(above, r)
+    if spread == "global":
+        apart, index, count = _apart(r, torch.zeros(len(r), dtype=torch.long))
+    std = torch.sqrt(_totals(apart**2, index, count) / count.clamp(min=1))
+    return _like(above / (std[index] + floor), r)
+
+
+def equal(r: Tensor, groups: Tensor | Sequence[int]) -> Tensor:
+    """[N] bool, whether the rewards of an image's group are all the same, or it is the only one: nothing to learn from.
+
+    Failed scores are left out; a group without any other is not equal, and has no credit anyway.
+    """
+    apart, index, count = _apart(r, groups)
+    return ((_totals(apart**2, index, count) == 0) & (count > 0))[index].to(r.device)
 
 
 def per_prompt(

@@ -14,7 +14,7 @@ from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Conditioning, Policy
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
-from tastemaker.process.samplers import Sampler, Window
+from tastemaker.process.samplers import Sampler, Window, of, random_rows
 from tastemaker.process.schedule import Schedule
 from tastemaker.process.transition import Transition, draw, log_prob
 from tastemaker.prompts.prompts import Prompts
@@ -50,6 +50,7 @@ def chain(
     Every sample's noise depends on (key, step, prompts.ids) alone. A step whose std is 0 draws none. Latents are of the
     schedule's precision, fp32 or wider.
     """
+    sampler = of(sampler, prompts.groups)
     conditioning = policy.encode(prompts, negative) if conditioning is None else conditioning
     shape = policy.latent_shape
     random = (sampler.stds(schedule) > 0).tolist()
@@ -71,7 +72,7 @@ def padded(prompts: Prompts, rows: int) -> Prompts:
 
 
 def placed(it: Iteration, sampler: Sampler) -> Sampler:
-    """The sampler of this iteration: a window is drawn to its place, everything else is itself."""
+    """The sampler of this iteration: windows are drawn to their places, everything else is itself."""
     if isinstance(sampler, Window):
         return sampler.drawn(it.key, it.policy.schedule(it.plan.steps))
     return sampler
@@ -94,17 +95,17 @@ class Transitions:
     @property
     def i(self) -> Tensor:
         """[M] the step in the chain."""
-        return self.rollout.steps[self.step]
+        return self.rollout.steps[self.sample, self.step]
 
     @property
     def x(self) -> Tensor:
         """[M,C,h,w] x[i]."""
-        return self.rollout.path[self.sample, self.rollout.place(self.i)]
+        return self._state(self.i)
 
     @property
     def x1(self) -> Tensor:
         """[M,C,h,w] x[i + 1]."""
-        return self.rollout.path[self.sample, self.rollout.place(self.i + 1)]
+        return self._state(self.i + 1)
 
     @property
     def old(self) -> Tensor:
@@ -122,13 +123,22 @@ class Transitions:
         """The prompts, encoded, a row for each item."""
         return self.rollout.conditioning.take(self.sample)
 
+    @property
+    def groups(self) -> list[int]:
+        """The group of each item's picture."""
+        return [self.rollout.prompts.groups[row] for row in self.sample.tolist()]
+
+    def _state(self, i: Tensor) -> Tensor:
+        place = torch.searchsorted(self.rollout.times[self.sample], i[:, None]).flatten()
+        return self.rollout.path[self.sample, place]
+
 
 @dataclass(frozen=True)
 class Rollout:
     """This device's pictures of one iteration and, of their random steps, what ratio algorithms need; fp32 on the host.
 
     prompts, conditioning: B rows, the texts encoded once.
-    steps: [K] the random steps.  times: [N] the states x[i] that are kept.
+    steps: [B,K] the random steps of each.  times: [B,N] the states x[i] that are kept.
     path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B], NaN where the score failed.
     """
 
@@ -146,16 +156,12 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def place(self, i: Tensor) -> Tensor:
-        """Where states x[i] stand in `path`."""
-        return torch.searchsorted(self.times, i)
-
     def credited(self, credit: Tensor) -> Rollout:
         """The same with a credit `[B]` for each picture; pictures without a finite one are not learned from."""
         return replace(self, credit=credit)
 
     def take(self, rows: Tensor) -> Rollout:
-        picked = {name: getattr(self, name)[rows] for name in ("path", "old", "x0", "reward")}
+        picked = {name: getattr(self, name)[rows] for name in ("steps", "times", "path", "old", "x0", "reward")}
         credit = None if self.credit is None else self.credit[rows]
         parts = {name: part[rows] for name, part in self.parts.items()}
         prompts, conditioning = self.prompts.take(rows.tolist()), self.conditioning.take(rows)
@@ -179,7 +185,7 @@ class Rollout:
     def transitions(self, chosen: Tensor | None = None) -> Transitions:
         """The items of the pictures that have a credit: all random steps, or those where `chosen [B,K]` holds."""
         assert self.credit is not None, "credit comes before transitions"
-        wanted = self.credit.isfinite()[:, None].expand(len(self), len(self.steps))
+        wanted = self.credit.isfinite()[:, None].expand_as(self.steps)
         sample, step = (wanted if chosen is None else wanted & chosen).nonzero(as_tuple=True)
         return Transitions(self, sample, step)
 
@@ -189,32 +195,34 @@ class Rollout:
         return named | {f"parts.{name}": part for name, part in self.parts.items()}
 
 
-def collect(it: Iteration, sampler: Sampler) -> Rollout:
+def collect(it: Iteration, sampler: Sampler, *, same_noise: bool = False) -> Rollout:
     """Draw and score this device's pictures, once an iteration; scoring runs beside the sampling.
 
-    Sampling stops for a stop request between two network calls. The result is in `it.kept`.
+    same_noise: the pictures of a group begin at the same x[0]. Sampling stops for a stop request between two network
+    calls. The result is in `it.kept`.
     """
     prefix = "rollout."
     kept = {name.removeprefix(prefix): value for name, value in it.kept.items() if name.startswith(prefix)}
     conditioning = it.policy.encode(it.prompts, it.negative)
     if not kept:
-        kept = _collected(it, sampler, conditioning).tensors()
+        kept = _collected(it, sampler, conditioning, same_noise).tensors()
         it.kept.update({prefix + name: value for name, value in kept.items()})
     parts = {name.removeprefix("parts."): kept.pop(name) for name in list(kept) if name.startswith("parts.")}
     return Rollout(it.prompts, conditioning, parts=parts, **kept)
 
 
-def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning) -> Rollout:
+def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning, same_noise: bool) -> Rollout:
     schedule = it.policy.schedule(it.plan.steps)
-    steps = (sampler.stds(schedule) > 0).nonzero().flatten().cpu()
-    times = torch.unique(torch.cat([steps, steps + 1]))
+    steps = random_rows(of(sampler, it.prompts.groups), schedule, len(it.prompts)).contiguous()
+    times = torch.stack([torch.unique(torch.cat([own, own + 1])) for own in steps])
     traces: list[tuple[Tensor, Tensor, Tensor]] = []
     it.progress.begin("sampling", len(it.prompts) * it.plan.steps)
     with Scoring(it.reward, poll=it.world.poll) as scoring:
         for start in range(0, len(it.prompts), it.plan.sampling_batch):
             rows = _filled(start, it.plan.sampling_batch, len(it.prompts))
             part = it.prompts[start : start + it.plan.sampling_batch]
-            trace = _trace(it, sampler, rows, len(part), conditioning, set(steps.tolist()))
+            kept = [table[start : start + len(part)] for table in (steps, times)]
+            trace = _trace(it, sampler, rows, kept, conditioning, same_noise)
             it.world.poll()
             with torch.no_grad():
                 images = it.policy.decode(trace[2].to(it.policy.device))
@@ -236,39 +244,43 @@ def _filled(start: int, rows: int, count: int) -> list[int]:
 
 
 def _trace(
-    it: Iteration, sampler: Sampler, rows: list[int], count: int, conditioning: Conditioning, random: set[int]
+    it: Iteration, sampler: Sampler, rows: list[int], kept: list[Tensor], conditioning: Conditioning, same_noise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Path `[B,N,C,h,w]`, log-probabilities `[B,K]` and x0 `[B,C,h,w]` of one sampling call's pictures, on the host."""
-    path: list[Tensor] = []
-    old: list[Tensor] = []
-    x0 = torch.empty(0)
+    """Path `[m,N,C,h,w]`, log-probabilities `[m,K]` and x0 `[m,C,h,w]` of one sampling call's pictures, on the host.
+
+    kept: their random steps [m,K] and the states to keep [m,N].
+    """
+    schedule, shape, prompts = it.policy.schedule(it.plan.steps), it.policy.latent_shape, it.prompts.take(rows)
+    dtype, (random, times) = schedule.alpha.dtype, kept
+    path, old = torch.empty(*times.shape, *shape, dtype=dtype), torch.empty(random.shape, dtype=dtype)
+    start, x0 = it.key.noise("x0 of a group", 0, prompts.groups, shape) if same_noise else None, torch.empty(0)
     steps = chain(
         it.policy,
         sampler,
-        it.prompts.take(rows),
+        prompts,
         key=it.key,
-        schedule=it.policy.schedule(it.plan.steps),
+        schedule=schedule,
         guidance=it.plan.guidance,
         conditioning=conditioning.take(rows),
+        x=None if start is None else start.to(it.policy.device, dtype),
     )
     for step in steps:
-        if step.i in random:
-            path += [] if step.i - 1 in random else [_home(step.x)]
-            path.append(_home(step.cleaner))
-            old.append(_home(log_prob(step.transition, step.cleaner)))
+        if step.i == 0:
+            _put(path, times == 0, step.x)
+        if (random == step.i).any():
+            _put(old, random == step.i, log_prob(step.transition, step.cleaner))
+        _put(path, times == step.i + 1, step.cleaner)
         x0 = step.cleaner
-        it.progress.advance(count)
+        it.progress.advance(len(random))
         it.world.poll()
-    none = torch.empty(count, 0)
-    return (
-        torch.stack(path, 1)[:count] if path else none,
-        torch.stack(old, 1)[:count] if old else none,
-        _home(x0)[:count],
-    )
+    return path, old, x0.detach().to("cpu")[: len(random)]
 
 
-def _home(x: Tensor) -> Tensor:
-    return x.detach().to("cpu")
+def _put(table: Tensor, places: Tensor, values: Tensor) -> None:
+    """Row b of the values to the place in row b of the table, where there is one in `places [m, columns]`."""
+    row, column = places.nonzero(as_tuple=True)
+    if len(row):
+        table[row, column] = values.detach().to("cpu")[row]
 
 
 def _scores(scores: dict[int, Result], ids: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -281,7 +293,7 @@ def _scores(scores: dict[int, Result], ids: Sequence[int]) -> tuple[Tensor, dict
 
 def transition_at(it: Iteration, sampler: Sampler, pairs: Transitions, guidance: float | None = None) -> Transition:
     """p_theta(. | x[i], c) of each item, on the policy's device."""
-    device = it.policy.device
+    device, sampler = it.policy.device, of(sampler, pairs.groups)
     schedule = it.policy.schedule(it.plan.steps)
     x, i = pairs.x.to(device), pairs.i.to(device)
     guidance = it.plan.guidance if guidance is None else guidance

@@ -8,7 +8,7 @@ differentiated costs a graph.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Conditioning
 from tastemaker.process.prediction import Prediction, from_eps, from_velocity
-from tastemaker.process.samplers import Sampler
+from tastemaker.process.samplers import Sampler, of
 from tastemaker.process.transition import draw
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards.reward import ContractError, Scores
@@ -125,7 +125,7 @@ def _to_first(it: Iteration, sampler: Sampler, part: Starts) -> Tensor:
         gone = int((first <= i).sum())  # sorted: those in front
         rows = torch.arange(gone, len(part))
         prediction = it.policy.predict(x[gone:], i, schedule, part.conditioning.take(rows), it.plan.guidance)
-        x = torch.cat([x[:gone], _stepped(it, sampler, prediction, x[gone:], i, part.prompts.take(rows.tolist()).ids)])
+        x = torch.cat([x[:gone], _stepped(it, sampler, prediction, x[gone:], i, part.prompts.take(rows.tolist()))])
         it.progress.advance(len(rows))
         it.world.poll()
     return x.cpu()
@@ -150,8 +150,7 @@ def walk(it: Iteration, sampler: Sampler, starts: Starts, *, detached: bool = Fa
             prediction = _predicted(it, own, i, starts.conditioning.take(rows), live, detached)
             if live:
                 found.append(Live(i, rows, own, prediction))
-            ids = starts.prompts.take(rows.tolist()).ids
-            moved = _stepped(it, sampler, prediction, own, i, ids)
+            moved = _stepped(it, sampler, prediction, own, i, starts.prompts.take(rows.tolist()))
             ends = course.stop[rows] == i
             if ends.any():
                 moved = torch.where(ends.to(x.device).view(-1, *(1,) * (x.ndim - 1)), prediction.x0, moved)
@@ -175,13 +174,14 @@ def _predicted(it: Iteration, x: Tensor, i: int, conditioning: Conditioning, liv
     return from_eps(found.eps, x, *schedule.at(i, x))
 
 
-def _stepped(it: Iteration, sampler: Sampler, prediction: Prediction, x: Tensor, i: int, ids: Sequence[int]) -> Tensor:
+def _stepped(it: Iteration, sampler: Sampler, prediction: Prediction, x: Tensor, i: int, prompts: Prompts) -> Tensor:
     """x[i + 1] of these samples."""
+    sampler = of(sampler, prompts.groups)
     schedule = it.policy.schedule(it.plan.steps)
     p = sampler.transition(prediction, x, i, schedule)
     if not float(sampler.stds(schedule.to("cpu"))[i]) > 0:  # on the host: no accelerator is waited for
         return p.mean
-    return draw(p, it.key.noise("chain", i, ids, it.policy.latent_shape).to(x))
+    return draw(p, it.key.noise("chain", i, prompts.ids, it.policy.latent_shape).to(x))
 
 
 class Judged(NamedTuple):

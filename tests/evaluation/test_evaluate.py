@@ -16,6 +16,7 @@ from tastemaker.evaluation.evaluate import Trial, compare, draw_pictures, judge,
 from tastemaker.policy.load import load
 from tastemaker.policy.policy import Exportable
 from tastemaker.policy.weights import LoRA
+from tastemaker.process.flow_samplers import FlowSDE
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM, Window
 from tastemaker.prompts.prompts import Prompts
@@ -50,7 +51,7 @@ def test_prompts_of_a_trial_hang_on_the_seed_alone() -> None:
     assert asked.texts[::2] == asked.texts[1::2] == trial_prompts(SOURCE, 6, 1, 3).texts[:4]  # the first of its order
 
 
-@pytest.mark.parametrize("sampler", [DDIM(eta=0.0), DDIM(eta=1.0), Window(DDIM(eta=1.0), 1)])
+@pytest.mark.parametrize("sampler", [DDIM(eta=0.0), Window(DDIM(), 1), Window(FlowSDE(), 1, each="group")])
 def test_the_batch_changes_no_picture(policy: Exportable, trial: Trial, sampler: Any) -> None:
     """Pictures of 5 in calls of 5, of 2 (the last filled up), of 1, and of 7 (filled up): within 1e-4 a pixel."""
     trial = replace(trial, sampler=sampler)

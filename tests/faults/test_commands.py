@@ -41,7 +41,10 @@ KEYS = [
     ("--learning_rate 0", "--learning_rate is 0.0; it must be positive."),
     ("--mixed_precision fp8", "--mixed_precision needs one of no, fp16, bf16; found 'fp8'."),
     ("--save_samples some", "--save_samples needs a whole number or one of all; found 'some'."),
-    ("--algorithm.sampler euler", "--algorithm.sampler needs a name, one of ddim, window; found 'euler'."),
+    (
+        "--algorithm.sampler euler",
+        "--algorithm.sampler needs a name, one of ddim, flow_sde, dance_sde, cps, window; found 'euler'.",
+    ),
 ]
 
 ARITHMETIC = [

@@ -136,7 +136,9 @@ def unresolved(path: Path) -> list[str]:
 
 
 def fetched(prompts: str, recipe: str) -> bool:
-    """Whether prompts come from a file or the hub, and the recipe's header says how."""
+    """Whether prompts come from a file or the hub, and the recipe's header says how; or are one text, written out."""
+    if prompts.startswith("text:"):
+        return True
     needed = "tastemaker[data]" if prompts.startswith(hub.PREFIX) else prompts
     known = prompts.startswith(hub.PREFIX) or Path(prompts).suffix in files.READERS
     return known and needed in recipe.partition("\nalgorithm")[0]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tastemaker.process.flow_samplers import CPS, DanceSDE, FlowSDE
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
-from tastemaker.process.samplers import DDIM, TABLE, FixedWindow, Sampler, Window
+from tastemaker.process.samplers import DDIM, TABLE, FixedWindow, GroupWindows, Sampler, Window, of, random_rows
 from tastemaker.process.schedule import Schedule, from_alphas_cumprod
 
 
@@ -144,6 +145,33 @@ def test_a_window_counts_before_it_is_drawn_and_only_that() -> None:
     assert {window.drawn(Key(0, k), schedule).start for k in range(60)} == {0, 1, 2, 3, 4, 5}  # step 9 has no noise
 
 
+def test_every_group_has_a_window_of_its_own() -> None:
+    """Drawn by the key and the group's number alone, whatever else is in the call."""
+    schedule, window = variance_preserving(10), Window(DDIM(0.8), size=2, first=1, last=6, each="group")
+    assert int((window.stds(schedule) > 0).sum()) == 2  # it counts as any window does
+    drawn = window.drawn(Key(0, 0), schedule)
+    assert isinstance(drawn, GroupWindows) and (drawn.stds(schedule) > 0).sum() == 2
+    with pytest.raises(RuntimeError, match="groups"):
+        both(drawn, 0, schedule)
+    groups = [0, 0, 1, 7, 7, 2, 3, 4, 5, 6]
+    fixed = of(drawn, groups)
+    steps = random_rows(fixed, schedule, 10)
+    assert steps.shape == (10, 2) and (steps[:, 1] == steps[:, 0] + 1).all()
+    assert steps[0, 0] == steps[1, 0] and steps[3, 0] == steps[4, 0] and set(steps[:, 0].tolist()) <= {1, 2, 3, 4, 5}
+    assert len(set(steps[:, 0].tolist())) > 2
+    assert torch.equal(random_rows(of(drawn, groups[3:5]), schedule, 2), steps[3:5])
+    assert not torch.equal(random_rows(of(window.drawn(Key(0, 1), schedule), groups), schedule, 10), steps)
+    assert (fixed.stds(schedule) > 0).nonzero().flatten().tolist() == sorted(set(steps.flatten().tolist()))
+    for i in range(10):
+        inside, outside = both(DDIM(0.8), i, schedule), both(DDIM(0.0), i, schedule)
+        for call in (i, torch.full((10,), i)):
+            mean, std = both(fixed, call, schedule)
+            for row in range(10):
+                wanted = inside if i in steps[row].tolist() else outside
+                assert torch.equal(mean[row], wanted[0][row]) and torch.equal(std[row], wanted[1][row])
+    assert of(DDIM(), groups) == DDIM() and random_rows(DDIM(), schedule, 2).tolist() == [list(range(9))] * 2
+
+
 def test_windows_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 step"):
         Window(DDIM(), size=0)
@@ -157,4 +185,5 @@ def test_windows_that_cannot_be_are_refused() -> None:
 
 
 def test_the_table_leads_to_the_classes() -> None:
-    assert TABLE == {name: f"{kind.__module__}:{kind.__name__}" for name, kind in (("ddim", DDIM), ("window", Window))}
+    kinds = {"ddim": DDIM, "flow_sde": FlowSDE, "dance_sde": DanceSDE, "cps": CPS, "window": Window}
+    assert TABLE == {name: f"{kind.__module__}:{kind.__name__}" for name, kind in kinds.items()}

@@ -19,10 +19,13 @@ from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_nft import DiffusionNFT
+from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.flow_grpo import FlowGRPO
 from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.process.flow_samplers import FlowSDE
 from tastemaker.process.samplers import DDIM, Window
 from tastemaker.process.truncation import PerStep
 from tastemaker.training.trainer import Training
@@ -62,6 +65,14 @@ CASES = {
         DDPO(clip=0.2, timestep_fraction=0.7, sampler=Window(DDIM(), 3), **TWICE), flow=True, lost=(6,)
     ),
     "score function": Case(REINFORCE(**SHARED), lost=(2, 9)),
+    "held": Case(DPOK(clip=0.2, kl=0.3, **TWICE), lost=(2, 9)),
+    # a window for each group; one group has one score left and nothing to compare it with, another none
+    "windows": Case(
+        FlowGRPO(clip=0.2, advantage="global", sampler=Window(FlowSDE(), 2, each="group"), **TWICE),
+        flow=True,
+        lost=(0, 4, 5),
+    ),
+    "recentred": Case(FlowGRPO(clip=0.2, recentred=True, same_noise=True, kl=0.0, **TWICE), lost=(6,)),
     "uneven": Case(DDPO(clip=0.2, **TWICE | {"images": 12})),  # three groups an update, for two devices
     "last steps": Case(DRaFT(k=2, kl=0.3, diversity=0.1, **FRESH), lost=(2, 9)),
     "renoised": Case(DRaFT(copies=3, **FRESH | {"images": 12}), flow=True),

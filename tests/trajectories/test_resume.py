@@ -12,9 +12,11 @@ import tiny
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.flow_grpo import FlowGRPO
 from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
+from tastemaker.process.samplers import DDIM, Window
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints
 from tastemaker.training.trainer import Training
@@ -27,6 +29,8 @@ SMALL = FRESH | {"inner_epochs": 2}
 PLAIN = Case(DDPO(clip=0.2, learning_rate=0.02, **SMALL), lost=(3,))
 # With everything that lasts: each prompt's history, and old log-probs taken again because drawing disagrees.
 RENEWED = Case(DDPO(clip=0.02, learning_rate=0.02, prompt_history=6, prompt_minimum=2, **SMALL), layout=1e-3, lost=(3,))
+# A window for each group, and a base that is asked.
+WINDOWS = Case(FlowGRPO(clip=0.2, sampler=Window(DDIM(), 2, each="group"), learning_rate=0.02, **SMALL), lost=(3,))
 # Those that draw anew for every update.
 LAST = Case(DRaFT(k=2, kl=0.3, learning_rate=0.02, **FRESH), lost=(3,))
 TRUNCATED = Case(AlignProp(**FRESH | {"learning_rate": 0.02}), lost=(3,))
@@ -37,8 +41,9 @@ class Place(NamedTuple):
     """The number of the call, over the whole run, in which the stop is asked for, and the checkpoint it leads to.
 
     An iteration of RENEWED draws in 12 calls, takes log-probs again in 6, the first after 1 that finds out whether it
-    must, and learns in 14: 4 updates of 3 or 4. PLAIN has no such 6. One of LAST draws in 4 for each of its 2 updates,
-    which learn in 2 and ask the base in 2 more; one of COPIED draws in 8 for each, which learn in 2.
+    must, and learns in 14: 4 updates of 3 or 4. PLAIN has no such 6, and WINDOWS has updates of 1 or 2. One of LAST
+    draws in 4 for each of its 2 updates, which learn in 2 and ask the base in 2 more; one of COPIED draws in 8 for
+    each, which learn in 2.
     """
 
     case: Case
@@ -64,6 +69,9 @@ PLACES = {
     "without renewal, in a rollout": Place(PLAIN, "drawing", 13 + 5, "checkpoint-1"),
     "without renewal, in an update": Place(PLAIN, "learning", 14 + 10, "checkpoint-1-2"),
     "without renewal, between updates": Place(PLAIN, "update", 4 + 3, "checkpoint-1-3"),
+    "with windows, in a rollout": Place(WINDOWS, "drawing", 4, "checkpoint-0"),
+    "with windows, in an update": Place(WINDOWS, "learning", 6 + 4, "checkpoint-1-2"),
+    "with windows, between updates": Place(WINDOWS, "update", 4 + 1, "checkpoint-1-1"),
     "in the first prefix of all": Place(LAST, "drawing", 1, "checkpoint-0"),
     "in a first prefix": Place(LAST, "drawing", 12 + 2, "checkpoint-1"),
     "while the base is asked": Place(LAST, "drawing", 12 + 4 + 1, "checkpoint-1"),

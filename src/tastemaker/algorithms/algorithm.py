@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -50,8 +50,7 @@ class Algorithm(ABC):
             at_least(self, name, 1)
         for name in ("guidance", "weight_decay"):
             at_least(self, name, 0)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        positive(self, "learning_rate")
 
     def begin(self) -> State:
         """The state before the first iteration: plain data, JSON and tensors."""
@@ -97,3 +96,22 @@ def at_least(algorithm: Algorithm, name: str, least: float) -> None:
     value = getattr(algorithm, name)
     if value < least:
         raise ValueError(f"{name} is {value}; it must be at least {least}.")
+
+
+def positive(algorithm: Algorithm, *names: str) -> None:
+    """Refuses fields that are not above 0."""
+    for name in names:
+        if not getattr(algorithm, name) > 0:
+            raise ValueError(f"{name} is {getattr(algorithm, name)}; it must be positive.")
+
+
+def share(algorithm: Algorithm, name: str) -> None:
+    """Refuses a field that is no share of anything."""
+    if not 0 < getattr(algorithm, name) <= 1:
+        raise ValueError(f"{name} is {getattr(algorithm, name)}; it must be above 0 and at most 1.")
+
+
+def one_of(algorithm: Algorithm, name: str, words: Sequence[str]) -> None:
+    """Refuses a word that is none of these."""
+    if getattr(algorithm, name) not in words:
+        raise ValueError(f"{name} is {getattr(algorithm, name)!r}; it is one of {', '.join(words)}.")

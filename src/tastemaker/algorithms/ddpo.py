@@ -17,15 +17,15 @@ Departs from kvablack/ddpo-pytorch@1958463:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from tastemaker.algorithms.algorithm import Algorithm, at_least
-from tastemaker.algorithms.transitions import log_probs, random_steps, subset, with_old
+from tastemaker.algorithms.algorithm import Algorithm, at_least, positive, share
+from tastemaker.algorithms.transitions import chosen, clipped, log_probs, random_steps, subset, with_old
 from tastemaker.credit import per_prompt, whiten
 from tastemaker.iteration import Iteration, Loss, State, Update
 from tastemaker.process.samplers import DDIM, Sampler
@@ -50,11 +50,8 @@ class DDPO(Algorithm):
         super().__post_init__()
         for name, least in (("inner_epochs", 1), ("prompt_history", 0), ("prompt_minimum", 1)):
             at_least(self, name, least)
-        if not 0 < self.timestep_fraction <= 1:
-            raise ValueError(f"timestep_fraction is {self.timestep_fraction}; it must be above 0 and at most 1.")
-        for name in ("clip", "advantage_limit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        share(self, "timestep_fraction")
+        positive(self, "clip", "advantage_limit")
         if 0 < self.prompt_history < self.prompt_minimum:
             raise ValueError(
                 f"prompt_history is {self.prompt_history}, so no prompt ever has prompt_minimum={self.prompt_minimum} "
@@ -90,7 +87,8 @@ class DDPO(Algorithm):
         rollout = with_old(it, sampler, rollout.credited(A), self.clip, self.learning_guidance)
         for epoch in range(self.inner_epochs):
             for batch in rollout.updates(it, epoch):
-                yield Update(batch.transitions(self.chosen(it, batch, epoch)), partial(self.loss, it, sampler))
+                pairs = batch.transitions(chosen(it, batch, self.timestep_fraction, epoch))
+                yield Update(pairs, partial(self.loss, it, sampler))
 
     def advantage(self, it: Iteration, rollout: Rollout) -> Tensor:
         """The whitened reward `[B]`, by everyone's rewards or by the prompt's own history."""
@@ -111,25 +109,7 @@ class DDPO(Algorithm):
 
         return it.over_all(whitened, rollout.reward, torch.tensor(rollout.prompts.groups))
 
-    def chosen(self, it: Iteration, batch: Rollout, epoch: int) -> Tensor | None:
-        """`[B,K]` which random steps of each picture are learned from; None is all."""
-        count = batch.old.shape[1]
-        kept = subset(count, self.timestep_fraction)
-        return None if kept == count else _some(it, batch.prompts.ids, count, kept, epoch)
-
     def loss(self, it: Iteration, sampler: Sampler, pairs: Transitions) -> Loss:
         """The clipped surrogate of each transition, to be made small."""
         new, old, A = log_probs(it, sampler, pairs, self.learning_guidance)
-        rho = torch.exp(new - old)
-        value = -torch.minimum(rho * A, rho.clamp(1 - self.clip, 1 + self.clip) * A)
-        apart = (new - old).detach()
-        outside = ((rho.detach() - 1).abs() > self.clip).float()
-        return Loss(value, {"log_ratio": apart.abs(), "approx_kl": apart**2 / 2, "clip_fraction": outside})
-
-
-def _some(it: Iteration, ids: Sequence[int], count: int, kept: int, epoch: int) -> Tensor:
-    """`kept` of `count` steps for each sample, drawn by its id."""
-    chosen = torch.zeros(len(ids), count, dtype=torch.bool)
-    for row, b in zip(chosen, ids, strict=True):
-        row[it.key.permutation(count, "steps", epoch, b)[:kept]] = True
-    return chosen
+        return clipped(new - old, A, self.clip)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from tastemaker.algorithms.algorithm import Algorithm
+from tastemaker.algorithms.algorithm import Algorithm, positive
 from tastemaker.algorithms.transitions import log_probs, random_steps
 from tastemaker.credit import whiten
 from tastemaker.iteration import Iteration, Loss, Update
@@ -38,8 +38,7 @@ class REINFORCE(Algorithm):
                 f"updates is {self.updates}, but the score function holds for the weights that drew the pictures: "
                 "use updates=1, or ddpo, which corrects for the change."
             )
-        if not self.advantage_limit > 0:
-            raise ValueError(f"advantage_limit is {self.advantage_limit}; it must be positive.")
+        positive(self, "advantage_limit")
 
     @property
     def epochs(self) -> int:

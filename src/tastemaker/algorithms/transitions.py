@@ -1,17 +1,19 @@
-"""What algorithms on transitions share: which steps are random, log-probabilities, when the old ones are renewed."""
+"""What algorithms on transitions share: which steps are random, log-probabilities, the clipped ratio, the base's KL,
+and when old log-probabilities are renewed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tastemaker.iteration import Iteration
+from tastemaker.algorithms.algorithm import Algorithm, Calls
+from tastemaker.iteration import Iteration, Loss
 from tastemaker.process.samplers import Sampler
 from tastemaker.process.schedule import Schedule
-from tastemaker.process.transition import log_prob
+from tastemaker.process.transition import Transition, kl, log_prob
 from tastemaker.rollout import Rollout, Transitions, transition_at
 
 TOLERATED = 0.1  # of the clip range: log-ratios before the first update above this are renewed
@@ -31,6 +33,68 @@ def random_steps(sampler: Sampler, schedule: Schedule) -> int:
 def subset(count: int, fraction: float) -> int:
     """That share of `count` steps, rounded down, at least one."""
     return max(1, int(count * fraction))
+
+
+def chosen(it: Iteration, batch: Rollout, fraction: float, epoch: int) -> Tensor | None:
+    """`[B,K]` which random steps of each picture are learned from in this epoch; None is all."""
+    count = batch.old.shape[1]
+    kept = subset(count, fraction)
+    return None if kept == count else _some(it, batch.prompts.ids, count, kept, epoch)
+
+
+def _some(it: Iteration, ids: Sequence[int], count: int, kept: int, epoch: int) -> Tensor:
+    """`kept` of `count` steps for each sample, drawn by its id."""
+    found = torch.zeros(len(ids), count, dtype=torch.bool)
+    for row, b in zip(found, ids, strict=True):
+        row[it.key.permutation(count, "steps", epoch, b)[:kept]] = True
+    return found
+
+
+def clipped(log_ratio: Tensor, A: Tensor, clip: float) -> Loss:
+    """-min(rho A, clip(rho, 1 - clip, 1 + clip) A) of each item, to be made small (PPO's surrogate)."""
+    rho = torch.exp(log_ratio)
+    value = -torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A)
+    apart = log_ratio.detach()
+    outside = ((rho.detach() - 1).abs() > clip).float()
+    return Loss(value, {"log_ratio": apart.abs(), "approx_kl": apart**2 / 2, "clip_fraction": outside})
+
+
+def log_ratio(p: Transition, pairs: Transitions) -> Tensor:
+    """[M] log p(x[i+1]) less the old one, per element of the latent."""
+    device = p.mean.device
+    return log_prob(p, pairs.x1.to(device)) - pairs.old.to(device)
+
+
+def recentred(it: Iteration, p: Transition, pairs: Transitions) -> Tensor:
+    """[M] mean of z (mean - mean_old), with z the noise that x[i+1] was drawn with: GRPO-Guard's log-ratio.
+
+    It is (log p - log p_old) std + (mean - mean_old)^2 / (2 std), means over the latent, whose expectation under the
+    old policy is 0. z comes from the key once more, and mean_old = x[i+1] - std z: nothing has to be kept for it.
+    """
+    shape, device = it.policy.latent_shape, p.mean.device
+    ids, places = pairs.rollout.prompts.ids, zip(pairs.sample.tolist(), pairs.i.tolist(), strict=True)
+    z = torch.cat([it.key.noise("chain", i, [ids[row]], shape) for row, i in places]).to(p.mean)
+    return (z * (p.mean - (pairs.x1.to(device) - p.std * z))).flatten(1).mean(1)
+
+
+def with_base(algorithm: Algorithm, schedule: Sized, kl: float) -> Calls:
+    """The calls of an algorithm that asks the base of every item, too, where kl is not 0."""
+    if not kl:
+        return Calls(len(schedule), 1, 1)
+    assert isinstance(schedule, Schedule), "the items of a chain depend on its random steps"
+    return Calls(len(schedule) + algorithm.items(schedule) * algorithm.epochs, 1, 1)
+
+
+def base_at(it: Iteration, sampler: Sampler, pairs: Transitions, guidance: float) -> Transition:
+    """The base's p(. | x[i], c) of each item. It comes before the learner's, which has a graph."""
+    with it.policy.using("base"):
+        return transition_at(it, sampler, pairs, guidance)
+
+
+def held(loss: Loss, p: Transition, base: Transition, beta: float) -> Loss:
+    """The loss and beta KL(p || base) of each step, exact, per element of the latent; `kl` is without beta."""
+    apart = kl(p, base)
+    return Loss(loss.value + beta * apart, loss.stats | {"kl": apart.detach()})
 
 
 def log_probs(it: Iteration, sampler: Sampler, pairs: Transitions, guidance: float) -> tuple[Tensor, Tensor, Tensor]:

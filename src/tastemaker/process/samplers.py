@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from tastemaker.process.transition import Transition
 
 TABLE = {
     "ddim": "tastemaker.process.samplers:DDIM",
+    "flow_sde": "tastemaker.process.flow_samplers:FlowSDE",
+    "dance_sde": "tastemaker.process.flow_samplers:DanceSDE",
+    "cps": "tastemaker.process.flow_samplers:CPS",
     "window": "tastemaker.process.samplers:Window",
 }
 
@@ -60,14 +64,15 @@ class DDIM:
 class Window:
     """`size` consecutive random steps, all others the ODE (Flow-GRPO-Fast; MixGRPO, Li et al. 2025, arXiv:2507.21802).
 
-    Only the window's transitions have a density, are kept and are learned from. Where it stands is drawn once per
-    iteration with `drawn`; before that a Window only counts (`stds`: as many random steps as any window has).
+    Only the window's transitions have a density, are kept and are learned from. Where it stands is drawn with `drawn`,
+    once an iteration or for each group; before that a Window only counts (`stds`: as many random steps as any has).
     """
 
     inside: Sampler
     size: int  # steps in the window.
     first: int = 0  # the window begins at this step or later; step 0 is the noisiest.
     last: int | None = None  # and ends at this step or earlier; null is the last step that is random.
+    each: Literal["iteration", "group"] = "iteration"  # what has a window of its own; a group is a prompt's pictures.
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -79,9 +84,11 @@ class Window:
                 f"window: no {self.size} steps (size) fit between first = {self.first} and last = {self.last}."
             )
 
-    def drawn(self, key: Key, schedule: Schedule) -> FixedWindow:
-        """The window of this iteration, the same on every device and after a restart."""
+    def drawn(self, key: Key, schedule: Schedule) -> FixedWindow | GroupWindows:
+        """The windows of this iteration, the same on every device and after a restart."""
         starts = self._starts(schedule)
+        if self.each == "group":
+            return GroupWindows(replace(self, each="iteration"), key, tuple(starts))
         return FixedWindow(self.inside, self.size, key.random("window").choice(starts))
 
     def transition(self, prediction: Prediction, x: Tensor, i: int | Tensor, schedule: Schedule) -> Transition:
@@ -105,24 +112,61 @@ class Window:
 
 
 @dataclass(frozen=True)
+class GroupWindows:
+    """A window for each group, drawn by the key and the group's number alone: the same on every device."""
+
+    window: Window
+    key: Key
+    starts: tuple[int, ...]
+
+    def of(self, groups: Sequence[int]) -> FixedWindow:
+        """The windows of samples of these groups [B], one a row."""
+        places = {group: self.key.random("window", group).choice(self.starts) for group in sorted(set(groups))}
+        start = torch.tensor([places[group] for group in groups], dtype=torch.long)
+        return FixedWindow(self.window.inside, self.window.size, start)
+
+    def transition(self, prediction: Prediction, x: Tensor, i: int | Tensor, schedule: Schedule) -> Transition:
+        raise RuntimeError("windows of groups stand nowhere until the rows' groups are known: use samplers.of.")
+
+    def stds(self, schedule: Schedule) -> Tensor:
+        return self.window.stds(schedule)
+
+
+@dataclass(frozen=True)
 class FixedWindow:
     """`inside` on the steps start ... start + size - 1, the ODE on all others."""
 
     inside: Sampler
     size: int
-    start: int
+    start: int | Tensor  # of all rows, or [B] of each
 
     def transition(self, prediction: Prediction, x: Tensor, i: int | Tensor, schedule: Schedule) -> Transition:
         ode = DDIM(eta=0.0)
-        if isinstance(i, int):
+        if isinstance(i, int) and isinstance(self.start, int):
             sampler = self.inside if self.start <= i < self.start + self.size else ode
             return sampler.transition(prediction, x, i, schedule)
-        within = ((i >= self.start) & (i < self.start + self.size)).to(x.device).view(-1, *(1,) * (x.ndim - 1))
+        step, start = torch.as_tensor(i, device=x.device), torch.as_tensor(self.start, device=x.device)
+        within = ((step >= start) & (step < start + self.size)).view(-1, *(1,) * (x.ndim - 1))
         p, q = self.inside.transition(prediction, x, i, schedule), ode.transition(prediction, x, i, schedule)
         return Transition(torch.where(within, p.mean, q.mean), torch.where(within, p.std, q.std))
 
     def stds(self, schedule: Schedule) -> Tensor:
+        """[T]; with a start for each row, a step has a std if it is random in any of them."""
         stds = torch.zeros_like(schedule.sigma[1:])
-        window = slice(self.start, self.start + self.size)
-        stds[window] = self.inside.stds(schedule)[window]
+        starts = torch.unique(self.start).tolist() if isinstance(self.start, Tensor) else [self.start]
+        for start in starts:
+            window = slice(start, start + self.size)
+            stds[window] = self.inside.stds(schedule)[window]
         return stds
+
+
+def of(sampler: Sampler, groups: Sequence[int]) -> Sampler:
+    """The sampler of samples of these groups [B]: windows of groups are brought to their rows, all else is itself."""
+    return sampler.of(groups) if isinstance(sampler, GroupWindows) else sampler
+
+
+def random_rows(sampler: Sampler, schedule: Schedule, rows: int) -> Tensor:
+    """[rows, K] the steps that have a density, of each row; as many in all."""
+    if isinstance(sampler, FixedWindow) and isinstance(sampler.start, Tensor):
+        return sampler.start[:, None] + torch.arange(sampler.size)
+    return (sampler.stds(schedule) > 0).nonzero().flatten().cpu().expand(rows, -1)

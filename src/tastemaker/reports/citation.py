@@ -80,6 +80,21 @@ PAPERS = {
   year   = {2026},
   note   = {arXiv:2605.10759}
 }""",
+    "arXiv:2305.16381": """@inproceedings{fan2023dpok,
+  title     = {{DPOK}: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models},
+  author    = {Fan, Ying and Watkins, Olivia and Du, Yuqing and Liu, Hao and Ryu, Moonkyung and Boutilier, Craig and
+               Abbeel, Pieter and Ghavamzadeh, Mohammad and Lee, Kangwook and Lee, Kimin},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2305.16381}
+}""",
+    "arXiv:2505.05470": """@misc{liu2025flowgrpo,
+  title  = {{Flow-GRPO}: Training Flow Matching Models via Online {RL}},
+  author = {Liu, Jie and Liu, Gongye and Liang, Jiajun and Li, Yangguang and Liu, Jiaheng and Wang, Xintao and
+            Wan, Pengfei and Zhang, Di and Ouyang, Wanli},
+  year   = {2025},
+  note   = {arXiv:2505.05470}
+}""",
     "Williams 1992": """@article{williams1992simple,
   title   = {Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning},
   author  = {Williams, Ronald J.},
