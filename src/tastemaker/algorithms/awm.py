@@ -22,8 +22,8 @@ from typing import ClassVar
 
 import torch
 
-from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
-from tastemaker.algorithms.noising import Noised, advantage, calls, check, known_space, noised
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, one_of, positive
+from tastemaker.algorithms.noising import SPACES, Noised, advantage, calls, check, noised
 from tastemaker.iteration import Iteration, Loss, Update
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
@@ -52,10 +52,8 @@ class AWM(Algorithm):
         super().__post_init__()
         at_least(self, "levels", 1)
         at_least(self, "kl", 0)
-        for name in ("clip", "advantage_limit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        known_space(self.space)
+        positive(self, "clip", "advantage_limit")
+        one_of(self, "space", SPACES)
 
     @property
     def epochs(self) -> int:

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
-from tastemaker.algorithms.noising import Noised, check, known_space, levels_of
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, one_of, positive
+from tastemaker.algorithms.noising import SPACES, Noised, check, levels_of
 from tastemaker.iteration import Iteration, Later, Loss, Update
 from tastemaker.policy.pictures import read_pictures
 from tastemaker.process.samplers import DDIM, Sampler
@@ -74,13 +74,12 @@ class DiffusionDPO(Algorithm):
         at_least(self, "levels", 1)
         if self.pairs not in ORIGINS:
             raise ValueError(f"pairs is {self.pairs!r}; they are {' or '.join(ORIGINS)}.")
-        if not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}; it must be positive.")
+        positive(self, "beta")
         if self.pairs == "drawn" and self.per_prompt < 2:
             raise ValueError("per_prompt is 1, so no prompt has two pictures to compare: use 2 or more.")
         if self.pairs == "given" and self.per_prompt > 1:
             raise ValueError(f"per_prompt is {self.per_prompt}, but pairs that are given come once: use per_prompt=1.")
-        known_space(self.space)
+        one_of(self, "space", SPACES)
 
     @property
     def epochs(self) -> int:

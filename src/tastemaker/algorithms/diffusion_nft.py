@@ -26,7 +26,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, positive
 from tastemaker.algorithms.noising import Noised, advantage, calls, check, noised
 from tastemaker.iteration import Iteration, Loss, State, Update
 from tastemaker.process.samplers import DDIM, Sampler
@@ -60,9 +60,7 @@ class DiffusionNFT(Algorithm):
         at_least(self, "levels", 1)
         for name in ("kl", "ramp"):
             at_least(self, name, 0)
-        for name in ("beta", "advantage_limit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        positive(self, "beta", "advantage_limit")
         if not 0 <= self.keep_most <= 1:
             raise ValueError(f"keep_most is {self.keep_most}; it is a share between 0 and 1.")
 

@@ -135,12 +135,6 @@ def check(levels: int, schedule: Schedule) -> int:
     return levels
 
 
-def known_space(space: str) -> None:
-    """Refuses an error that there is not."""
-    if space not in SPACES:
-        raise ValueError(f"space is {space!r}; it is one of {', '.join(SPACES)}.")
-
-
 def calls(algorithm: Any, schedule: Sized, *, others: int) -> Calls:
     """A whole chain without a graph, and of each item one call with and `others` without."""
     doubled = [1 + (guidance > 1) for guidance in (algorithm.guidance, algorithm.learning_guidance)]

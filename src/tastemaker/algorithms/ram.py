@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
-from tastemaker.algorithms.noising import Noised, advantage, calls, check, known_space, noised
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, one_of, positive
+from tastemaker.algorithms.noising import SPACES, Noised, advantage, calls, check, noised
 from tastemaker.iteration import Iteration, Loss, Update
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
@@ -46,10 +46,8 @@ class RAM(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "levels", 1)
-        for name in ("strength", "advantage_limit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        known_space(self.space)
+        positive(self, "strength", "advantage_limit")
+        one_of(self, "space", SPACES)
 
     @property
     def epochs(self) -> int:

@@ -23,8 +23,8 @@ from functools import partial
 
 from torch import Tensor
 
-from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
-from tastemaker.algorithms.noising import Noised, check, known_space, noised
+from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, one_of, positive
+from tastemaker.algorithms.noising import SPACES, Noised, check, noised
 from tastemaker.credit import softmax_weights, top, whiten
 from tastemaker.iteration import Iteration, Loss, Update
 from tastemaker.process.samplers import DDIM, Sampler
@@ -51,13 +51,12 @@ class RWR(Algorithm):
         super().__post_init__()
         for name in ("inner_epochs", "levels"):
             at_least(self, name, 1)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be positive.")
+        positive(self, "temperature")
         if not 0 <= self.top <= 1:
             raise ValueError(f"top is {self.top}; it is a share between 0 (all, weighed) and 1.")
         if self.top and self.temperature != type(self).temperature:
             raise ValueError("temperature has no effect with top, which weighs equally: leave one of them out.")
-        known_space(self.space)
+        one_of(self, "space", SPACES)
 
     @property
     def epochs(self) -> int:
