@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +60,27 @@ class Job:
 
 
 def jobs_of(
-    rows: Sequence[Row], seeds: Sequence[int] | None, model: str, overrides: Mapping[str, Any]
+    rows: Sequence[Row], seeds: Sequence[int] | None, model: str | None, overrides: Mapping[str, Any]
 ) -> Iterator[Job]:
-    """All runs of the rows, the control of a seed right after its run."""
+    """All runs of the rows, the control of a seed right after its run; on `model` where it is given."""
     from tastemaker.config import recipes
     from tastemaker.shapes import assets
 
-    weights = model_mark(model)
     for row in rows:
+        base = model or row.model
         recipe = yaml.safe_load(recipes()[row.target].read_text(encoding="utf-8")) if row.target in recipes() else {}
         algorithm = recipe["algorithm"]["name"] if recipe else row.target
-        parts = [row.settings(overrides), recipe, weights, brought(model, algorithm)]
+        parts = [row.settings(overrides), recipe, model_mark(base), brought(base, algorithm)]
         if "shapes_judge" in row.reward:
             parts.append(assets.judge().read_bytes().hex())
         described = json.dumps(parts, sort_keys=True)
         digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
         for seed in seeds or range(row.seeds):
             for control in (False, True)[: 1 + row.control]:
-                yield Job(row, seed, control, model, overrides, digest)
+                yield Job(row, seed, control, base, overrides, digest)
 
 
+@cache
 def model_mark(model: str) -> str:
     """A digest of the model's weights."""
     from tastemaker.policy.load import folder
@@ -246,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, help="of each run; all cores shared out if not given")
     parser.add_argument("--seeds", help="with commas; the row's own number of seeds from 0 if not given")
-    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--model", help="instead of each row's own")
     parser.add_argument("--iterations", type=int, help="another number than the row's, for trials")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "learn.jsonl")
     parser.add_argument("--keep", type=Path, help="a folder in which the runs' own folders stay")

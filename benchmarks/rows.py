@@ -27,6 +27,7 @@ class Row:
     judge: str = ""  # the reward whose change counts, where it is not the one that is trained on
     more: Mapping[str, Any] = field(default_factory=dict)  # of the run's settings, over the model's defaults
     beside: tuple[str, ...] = ()  # other rewards whose change is written down
+    model: str = "shapes"
     seconds: float = 90.0  # that the training of one run may take on a machine of two cores
 
     @property
@@ -82,7 +83,14 @@ NOISED: dict[str, dict[str, Any]] = {
     "awm": {"per_prompt": 1, "levels": 2, "kl": 0.0},
     "ram": {"per_prompt": 1, "levels": 3, "strength": 2.0},
     "rwr": {"levels": 3, "inner_epochs": 1, "temperature": 0.5, "space": "velocity"},
-    "diffusion_dpo": {"per_prompt": 4, "levels": 3, "beta": 500.0, "weight_decay": 1e-4, "iterations": 12},
+    "diffusion_dpo": {
+        "per_prompt": 4,
+        "levels": 3,
+        "beta": 100.0,
+        "space": "velocity",
+        "weight_decay": 1e-4,
+        "iterations": 12,
+    },
 }
 
 

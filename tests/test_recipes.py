@@ -126,6 +126,10 @@ class Noised(NamedTuple):
 
 FORWARD = {
     "rwr_aesthetic": Noised(10_240, 1, 40, 10, 50, 5.0, 1e-5, {"inner_epochs": 5, "levels": 1}, "fp16", None),
+    "diffusion_nft_pickscore": Noised(
+        *(1152, 24, 2, 1000, 10, 1.0, 3e-4, {"beta": 1.0, "kl": 1e-4, "levels": 10, "advantage_limit": 5.0}, "fp16", 32)
+    ),
+    "awm_pickscore": Noised(1152, 24, 2, 1000, 10, 1.0, 3e-4, {"clip": 1.0, "kl": 1e-4, "levels": 6}, "fp16", 32),
     "diffusion_dpo_pickapic": Noised(
         *(2048, 1, 1, 2000, 50, 1.0, 2.048e-5, {"beta": 5000.0, "pairs": "given", "levels": 1}, "fp16", None)
     ),
