@@ -481,7 +481,8 @@ def test_prompts_that_are_no_part_of_the_package_are_fetched_as_the_header_says(
     tree = config.asked(name, {})
     specs = [spec for spec in (tree["prompts"], tree.get("evaluation", {}).get("prompts")) if spec]
     for spec in specs:
-        said = r"'tastemaker\[data\]'" if isinstance(spec, dict) else rf"(/|> ){re.escape(spec)}\n"
+        file = spec.get("path") if isinstance(spec, dict) else spec
+        said = rf"(/|> |: ){re.escape(file)}\b" if file else r"'tastemaker\[data\]'"
         assert re.search(said, header)
     if isinstance(specs[0], str):
         ran = runs.call("train", name, "--model", runs.model(), "--reward", runs.reward("brightness"), "--dry-run")
