@@ -206,11 +206,16 @@ def test_files_that_fail_and_files_that_change(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_table_resolves() -> None:
-    for name in TABLE:
+    for name in TABLE.keys() - {"pairs"}:  # which are the user's own, in a file
         found = source(name)
         assert isinstance(found, Listed) and found.name == name
         few = min(20, len(found.entries))
         assert len(set(found.draw(random.Random(0), few))) == few
+
+
+def test_pairs_are_asked_for_their_file() -> None:
+    with pytest.raises(ValueError, match=r"^--prompts\.path is missing: give a \.jsonl file or a folder of pairs"):
+        source("pairs", key="--prompts")
 
 
 def test_a_single_prompt_may_be_typed() -> None:
