@@ -94,12 +94,37 @@ NOISED: dict[str, dict[str, Any]] = {
 }
 
 
-def _noised(algorithm: str) -> Row:
+# Policy gradients with a hold or with groups, and on which models all of them are run.
+HELD = {"images": 32, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate": 3e-3, "clip": 1e-3, "iterations": 20}
+POLICY: dict[str, dict[str, Any]] = {
+    "ddpo": {},
+    "dpok": {"timestep_fraction": 1.0, "reward_weight": 1.0, "weight_decay": 1e-4},
+    "flow_grpo": {"per_prompt": 4, "kl": 0.0},
+}
+MODELS = {"shapes": ""}  # -> what their rows' names end in; a flow joins when its weights are in the package
+
+
+def _both() -> Iterator[Row]:
+    """The algorithms of the forward process and of transitions, on every built-in model."""
+    more, jpeg = {"lr_warmup_steps": 0}, "jpeg_compressibility"
+    for model, ending in MODELS.items():
+        for algorithm in NOISED:
+            yield _noised(algorithm, model, ending)
+        for algorithm, own in POLICY.items():
+            if algorithm == "ddpo" and model == "shapes":
+                continue  # has its row among the short ones
+            sampler = {"sampler": {"name": "ddim"}} if algorithm == "flow_grpo" and model == "shapes" else {}
+            name, fields = f"{algorithm}-compressibility{ending}", HELD | own | sampler
+            yield Row(name, "policy", algorithm, jpeg, fields, HELD_OUT | {"every": 5}, more=more, model=model)
+
+
+def _noised(algorithm: str, model: str, ending: str) -> Row:
     fields = {"images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "iterations": 8, "learning_rate": 3e-3}
     fields |= NOISED[algorithm]
     more = {"lr_warmup_steps": 0}
     own = HELD_OUT | {"every": 2}
-    return Row(f"{algorithm}-compressibility", "forward", algorithm, "jpeg_compressibility", fields, own, more=more)
+    name = f"{algorithm}-compressibility{ending}"
+    return Row(name, "forward", algorithm, "jpeg_compressibility", fields, own, more=more, model=model)
 
 
 ROWS = (
@@ -151,6 +176,6 @@ ROWS = (
         control=False,
         seconds=480.0,
     ),
-    *(_noised(algorithm) for algorithm in NOISED),
+    *_both(),
     *(row for variant in VARIANTS for row in _gradient(variant)),
 )
