@@ -22,7 +22,7 @@ from tastemaker.prompts.sources import source
 from tastemaker.rollout import collect
 from tastemaker.training.lines import read_lines
 from toy import Toy
-from toy_runs import SEED, apart, closeness, failing, gradient, iteration_of, made, plan_of
+from toy_runs import SEED, apart, failing, gradient, iteration_of, made, plan_of
 
 SMALL = forward.SMALL | {"per_prompt": 4}
 
@@ -134,7 +134,7 @@ def test_at_the_base_the_loss_is_log_2_and_leaving_it_costs_more_with_a_larger_b
         stats = [gradient(it, update, algorithm)[1] for update in algorithm.iteration(it)]
         assert stats[0]["loss"] == pytest.approx(np.log(2)) and stats[0]["margin"] == 0
         found.append(stats[1]["loss"])
-    assert found[0] != found[1]
+    assert abs(found[1] - np.log(2)) > abs(found[0] - np.log(2)) > 0
 
 
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
@@ -248,10 +248,3 @@ def test_prompts_without_pairs_and_files_that_are_no_pictures_are_told(tmp_path:
     )
     with pytest.raises(ValueError, match=r"x.png is no picture that can be read"):
         made(next(iter(algorithm.iteration(it))))
-
-
-def test_the_reward_of_the_toy_is_what_pairs_go_by() -> None:
-    it = iteration_of(DiffusionDPO(**SMALL), Toy())
-    rollout = collect(it, DiffusionDPO().sampler)
-    best, worst = extremes(rollout)
-    assert (closeness(rollout.x0[best].float(), rollout.prompts.take(best.tolist())) >= rollout.reward[worst]).all()

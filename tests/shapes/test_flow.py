@@ -145,3 +145,23 @@ def test_it_trains_by_its_name_and_the_gate_judges_it(
     for how in (["--model", named], ["--folder", str(exported)]):
         gates.main(["base", "--count", "8", "--steps", "1", *how])
         assert json.loads(capsys.readouterr().out)["pictures"] == 8
+
+
+@pytest.mark.parametrize(
+    ("parts", "entry", "said"),
+    [
+        ({"vae": "shapes"}, ["os", "PathLike"], "its model_index.json has vae from 'os', not from diffusers or transf"),
+        ({"vae": "mine"}, ["diffusers", "AutoencoderKL"], "parts.vae is 'mine', it is one of shapes"),
+        ({"../vae": "shapes"}, ["diffusers", "AutoencoderKL"], r"parts\.\.\./vae: shapes has no part of that name"),
+    ],
+)
+def test_a_shared_part_is_a_built_in_models_own(
+    exported: Path, tmp_path: Path, parts: dict[str, str], entry: list[str], said: str
+) -> None:
+    """What a model's files name is neither imported nor looked for elsewhere."""
+    home = Path(shutil.copytree(exported, tmp_path / "model"))
+    index, says = (json.loads((home / name).read_text()) for name in ("model_index.json", "tastemaker.json"))
+    (home / "model_index.json").write_text(json.dumps(index | {"vae": entry}))
+    (home / "tastemaker.json").write_text(json.dumps(says | {"parts": parts}))
+    with pytest.raises(ValueError, match=said):
+        load(str(home), lora=None)

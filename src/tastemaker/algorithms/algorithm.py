@@ -72,9 +72,9 @@ class Algorithm(ABC):
         return Calls(drawn=len(schedule), learned=1, depth=1)
 
     @property
-    @abstractmethod
     def epochs(self) -> int:
-        """How often the same pictures are learned from."""
+        """How often the same pictures are learned from; more than once where an algorithm says so."""
+        return 1
 
     @property
     def learning_guidance(self) -> float:

@@ -62,10 +62,6 @@ class AlignProp(Algorithm):
             raise ValueError(f"{idle[0]} has no effect with loss_form={self.loss_form}: use loss_form=target.")
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 

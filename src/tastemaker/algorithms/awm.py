@@ -15,15 +15,14 @@ Departs from the published implementations:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-import torch
-
 from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, one_of, positive
 from tastemaker.algorithms.noising import SPACES, Noised, advantage, calls, check, noised
+from tastemaker.algorithms.transitions import clipped
 from tastemaker.iteration import Iteration, Loss, Update
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
@@ -56,17 +55,13 @@ class AWM(Algorithm):
         one_of(self, "space", SPACES)
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
 
-    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+    def calls(self, schedule: Sized) -> Calls:
         return calls(self, schedule, others=1 + (self.kl > 0))
 
     def iteration(self, it: Iteration) -> Iterator[Update]:
@@ -82,10 +77,9 @@ class AWM(Algorithm):
         old = seen.squares(seen.believed_by("old", self.guidance).x0 - seen.x0, self.space)
         base = seen.believed_by("base", self.guidance).x0 if self.kl else None
         new = seen.believed(self.guidance).x0
-        rho, A = torch.exp(old - seen.squares(new - seen.x0, self.space)), items.credit.to(new)
-        value = -torch.minimum(rho * A, rho.clamp(1 - self.clip, 1 + self.clip) * A)
-        stats = {"ratio": rho.detach(), "clip_fraction": ((rho.detach() - 1).abs() > self.clip).float()}
+        apart = old - seen.squares(new - seen.x0, self.space)
+        value, stats = clipped(apart, items.credit.to(apart), self.clip)
         if base is not None:
-            apart = seen.squares(new - base, "velocity")
-            value, stats = value + self.kl * apart, stats | {"kl": apart.detach()}
+            away = seen.squares(new - base, "velocity")
+            value, stats = value + self.kl * away, stats | {"kl": away.detach()}
         return Loss(value, stats)

@@ -17,7 +17,7 @@ Departs from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -82,17 +82,13 @@ class DiffusionDPO(Algorithm):
         one_of(self, "space", SPACES)
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
 
-    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+    def calls(self, schedule: Sized) -> Calls:
         share = 2 / self.per_prompt  # of a prompt's pictures two are learned from, together
         drawn, queries = (len(schedule), 1) if self.pairs == "drawn" else (0, 0)
         return Calls(drawn=drawn + self.levels * share, learned=share, depth=2, queries=queries, taken=share / 2)

@@ -19,7 +19,7 @@ Departs from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -65,17 +65,13 @@ class DiffusionNFT(Algorithm):
             raise ValueError(f"keep_most is {self.keep_most}; it is a share between 0 and 1.")
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
 
-    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+    def calls(self, schedule: Sized) -> Calls:
         return calls(self, schedule, others=1 + (self.kl > 0))
 
     def begin(self) -> State:

@@ -74,10 +74,6 @@ class DRaFT(Algorithm):
             )
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 

@@ -48,10 +48,6 @@ class DRTune(Algorithm):
             at_least(self, name, 1)
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 

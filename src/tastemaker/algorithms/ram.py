@@ -16,7 +16,7 @@ Departs from the paper, whose formula was derived again:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -50,17 +50,13 @@ class RAM(Algorithm):
         one_of(self, "space", SPACES)
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
 
-    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+    def calls(self, schedule: Sized) -> Calls:
         return calls(self, schedule, others=1)
 
     def iteration(self, it: Iteration) -> Iterator[Update]:

@@ -56,10 +56,6 @@ class ReFL(Algorithm):
             raise ValueError(f"scale is {self.scale}; it must be positive.")
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 

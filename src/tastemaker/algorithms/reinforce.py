@@ -41,10 +41,6 @@ class REINFORCE(Algorithm):
         positive(self, "advantage_limit")
 
     @property
-    def epochs(self) -> int:
-        return 1
-
-    @property
     def training_sampler(self) -> Sampler:
         return self.sampler
 

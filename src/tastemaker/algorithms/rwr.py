@@ -17,7 +17,7 @@ Departs from jannerm/ddpo:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,7 +73,7 @@ class RWR(Algorithm):
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
 
-    def calls(self, schedule: Schedule) -> Calls:  # type: ignore[override]
+    def calls(self, schedule: Sized) -> Calls:
         share = self.top or 1.0
         return Calls(drawn=len(schedule), learned=share, depth=1, taken=share)
 

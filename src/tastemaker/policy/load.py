@@ -202,6 +202,8 @@ def elsewhere(place: Path) -> dict[str, Path]:
             raise ValueError(f"{file}: parts.{name} is {model!r}, it is one of {', '.join(BUILT_IN)}.")
         home = folder(model)
         assert home is not None
+        if not isinstance(_read(model, home / INDEX).get(name), list):
+            raise ValueError(f"{file}: parts.{name}: {model} has no part of that name.")
         found[name] = home / name
     return found
 

@@ -26,7 +26,7 @@ def _read(file: str, height: int, width: int) -> Tensor:
             if opened.width * opened.height > MOST:
                 raise ValueError(f"{file} has {opened.width} x {opened.height} pixels; at most {MOST:,} are read.")
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise ValueError(f"{file} is no picture that can be read: {error}") from error
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)

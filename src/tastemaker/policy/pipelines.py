@@ -24,6 +24,7 @@ from tastemaker.policy.hub import INDEX, fetch, reason, refusals
 from tastemaker.policy.load import Files, family_name, quiet
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+LIBRARIES = ("diffusers", "transformers")
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
@@ -121,7 +122,12 @@ def without(files: Files) -> list[str]:
 
 
 def _network(entry: Any, place: Path, dtypes: Mapping[str, torch.dtype], name: str) -> Any:
-    """A network that does not lie in the model's own folder; entry: its line of model_index.json."""
+    """A network that does not lie in the model's own folder; entry: its line of model_index.json.
+
+    Errors: ValueError for a class of any other library than these two: what a model's file names is not imported.
+    """
+    if entry[0] not in LIBRARIES:
+        raise ValueError(f"its {INDEX} has {name} from {entry[0]!r}, not from {' or '.join(LIBRARIES)}.")
     kind = getattr(importlib.import_module(entry[0]), entry[1])
     return kind.from_pretrained(place, use_safetensors=True, dtype=dtypes.get(name, dtypes["default"]))
 

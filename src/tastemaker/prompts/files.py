@@ -61,7 +61,7 @@ def _text(path: Path, key: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
+def lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
     """(number, line), blank ones left out."""
     # Not splitlines(): it also cuts at characters that may stand within a prompt.
     return (
@@ -72,17 +72,17 @@ def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
 def _txt(path: Path, column: str | None, key: str) -> Rows:
     if column is not None:
         raise ValueError(f"{key}: {path} has no columns, but #{column} is asked for: give the path alone.")
-    stripped = ((number, line.strip()) for number, line in _lines(path, key))
+    stripped = ((number, line.strip()) for number, line in lines(path, key))
     return collect(stripped, lambda text: (text, None), name=str(path), key=key)
 
 
 def _jsonl(path: Path, column: str | None, key: str) -> Rows:
-    lines = _lines(path, key)
-    first = list(islice(lines, 1))
+    rest = lines(path, key)
+    first = list(islice(rest, 1))
     for number, line in first:
         with at(f"{key}: {path}:{number}"):
             column = json_column(json_row(line), column)
-    return collect(chain(first, lines), lambda line: split_row(json_row(line), str(column)), name=str(path), key=key)
+    return collect(chain(first, rest), lambda line: split_row(json_row(line), str(column)), name=str(path), key=key)
 
 
 def _csv(path: Path, column: str | None, key: str) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tastemaker.prompts.entries import Entry, at, column_of, json_row, split_row
+from tastemaker.prompts.files import lines
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 BOTH = ("winner", "loser")
@@ -30,12 +31,11 @@ def pairs(path: str = "") -> list[Entry]:
 
 def _of_file(place: Path) -> list[Entry]:
     found = []
-    for number, line in enumerate(place.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            with at(f"path: {place}:{number}"):
-                row = json_row(line)
-                text, rest = split_row(row, column_of(row, None))
-                found.append((text, {one: str(_file(place.parent, rest.get(one), one)) for one in BOTH}))
+    for number, line in lines(place, "path"):
+        with at(f"path: {place}:{number}"):
+            row = json_row(line)
+            text, rest = split_row(row, column_of(row, None))
+            found.append((text, {one: str(_file(place.parent, rest.get(one), one)) for one in BOTH}))
     if not found:
         raise ValueError(f"path: {place} holds no pair.")
     return found
