@@ -74,6 +74,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     resolved.algorithm.check_reward(reward)
     held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
+    resolved.algorithm.check_prompts(prompts.draw(Key(run.seed, "check").random("prompts"), TRIED))
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))

@@ -206,6 +206,12 @@ def test_a_run_on_given_pairs_asks_the_reward_for_nothing_but_its_judging(tmp_pa
     assert rows[0]["updates"][0]["loss"] == pytest.approx(np.log(2)) and rows[1]["updates"][0]["margin"] != 0
 
 
+def test_a_run_whose_prompts_have_no_pairs_is_refused_before_any_work(tmp_path: Path) -> None:
+    own = ("--algorithm.pairs", "given", "--algorithm.per_prompt", "1", "--reward", "jpeg_compressibility")
+    ran = runs.call("train", "diffusion_dpo", "--model", str(tmp_path / "no model"), "--prompts", "animals", *own)
+    assert ran.code != 0 and "pairs is `given`, but the prompt" in ran.err, ran.err
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from tastemaker.iteration import Iteration, State, Update
 from tastemaker.process.samplers import Sampler
 from tastemaker.process.schedule import Schedule
+from tastemaker.prompts.prompts import Prompts
 
 
 class Calls(NamedTuple):
@@ -58,6 +59,10 @@ class Algorithm(ABC):
 
     def check_reward(self, reward: Any) -> None:
         """Refuses a reward that settings of this algorithm would have no effect on."""
+        return
+
+    def check_prompts(self, prompts: Prompts) -> None:
+        """Refuses prompts, some of the source's, that have not with them what is learned from."""
         return
 
     @abstractmethod

@@ -85,6 +85,11 @@ class DiffusionDPO(Algorithm):
     def training_sampler(self) -> Sampler:
         return self.sampler
 
+    def check_prompts(self, prompts: Prompts) -> None:
+        if self.pairs == "given":
+            for row in range(len(prompts)):
+                _files(prompts, row)
+
     def items(self, schedule: Schedule) -> int:
         return check(self.levels, schedule)
 
