@@ -276,6 +276,11 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
         ),
         ("--algorithm.sampler window", "--algorithm.sampler: window needs a value for `inside` and `size`."),
         (
+            "--algorithm.sampler window --algorithm.sampler.size 1 --algorithm.sampler.inside window "
+            "--algorithm.sampler.inside.size 2 --algorithm.sampler.inside.inside ddim",
+            "--algorithm.sampler.inside is a window, but the steps of a window need a sampler that is none",
+        ),
+        (
             "--algorithm.clip_range 1",
             "--algorithm.clip_range is not a setting of toy.  Did you mean `--algorithm.clip`?",
         ),
