@@ -120,6 +120,7 @@ class Stepless:
     """An algorithm without a chain, and with a name of its own for everything."""
 
     learning_rate: float = 1.0
+    settled = Algorithm.settled
 
 
 def test_short_names_are_the_paths_they_stand_for() -> None:
@@ -182,6 +183,18 @@ def test_what_the_caller_gave_stays_and_the_model_fills_the_rest() -> None:
 def test_an_object_is_built_again_without_being_given_more_than_it_was() -> None:
     run = config.resolve(Toy(), RUN, {}, spelling="argument")  # `kind` in given would raise
     assert run.algorithm == Toy() and run.algorithm.given == frozenset()
+
+
+def test_a_model_has_no_say_in_what_follows_from_what_was_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"algorithms": {"toy": {"images": 32, "steps": 7, "clip": 2e-4}}}
+    monkeypatch.setattr(Toy, "settled", lambda stated: frozenset({"steps"} if stated.get("kind") == "b" else ()))
+    for run in (
+        resolve("toy --algorithm.kind b --algorithm.clip 1e-3", said),
+        config.resolve(Toy(1, kind="b", clip=1), RUN, said),
+    ):
+        assert run.algorithm.steps == 50 and run.origin["algorithm.steps"] == "paper"
+    assert run.algorithm.images == 1
+    assert resolve("toy --algorithm.clip 1e-3", said).algorithm.steps == 7
 
 
 def test_an_explicit_default_is_the_callers() -> None:

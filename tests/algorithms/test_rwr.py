@@ -18,6 +18,8 @@ from tastemaker.process.samplers import DDIM
         ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
         ({"top": 1.5}, "top is 1.5; it is a share between 0"),
         ({"top": 0.1, "temperature": 0.3}, "temperature has no effect with top"),
+        ({"top": 0.1, "temperature": 1.0}, "temperature has no effect with top.* leave one of them out"),
+        ({"guidance": 1.0, "guidance_in_loss": False}, "guidance_in_loss has no effect at guidance=1.0.* leave it out"),
         ({"space": "noise"}, "space is 'noise'; it is one of x0, eps, velocity"),
     ],
 )

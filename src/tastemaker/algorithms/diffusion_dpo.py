@@ -19,9 +19,10 @@ Departs from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +80,25 @@ class DiffusionDPO(Algorithm):
         positive(self, "beta")
         if self.pairs == "drawn" and self.per_prompt < 2:
             raise ValueError("per_prompt is 1, so no prompt has two pictures to compare: use 2 or more.")
-        if self.pairs == "given" and self.per_prompt > 1:
-            raise ValueError(f"per_prompt is {self.per_prompt}, but pairs that are given come once: use per_prompt=1.")
+        if self.pairs == "given":
+            self._given()
         one_of(self, "space", SPACES)
+
+    def _given(self) -> None:
+        """Pairs come once, and none is drawn."""
+        if "per_prompt" not in self.given:
+            object.__setattr__(self, "per_prompt", 1)
+        if self.per_prompt > 1:
+            raise ValueError(f"per_prompt is {self.per_prompt}, but pairs that are given come once: leave it out.")
+        if "sampler" in self.given:
+            raise ValueError(
+                "sampler has no effect with pairs=given, which draws nothing to learn from: leave it out, or use "
+                "pairs=drawn."
+            )
+
+    @classmethod
+    def settled(cls, stated: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"per_prompt", "sampler"} if stated.get("pairs") == "given" else ())
 
     @property
     def training_sampler(self) -> Sampler:

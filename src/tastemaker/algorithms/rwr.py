@@ -55,8 +55,13 @@ class RWR(Algorithm):
         positive(self, "temperature")
         if not 0 <= self.top <= 1:
             raise ValueError(f"top is {self.top}; it is a share between 0 (all, weighed) and 1.")
-        if self.top and self.temperature != type(self).temperature:
+        if self.top and "temperature" in self.given:
             raise ValueError("temperature has no effect with top, which weighs equally: leave one of them out.")
+        if "guidance_in_loss" in self.given and self.guidance <= 1:
+            raise ValueError(
+                f"guidance_in_loss has no effect at guidance={self.guidance}, which is none: leave it out, or raise "
+                "guidance."
+            )
         one_of(self, "space", SPACES)
 
     @property
