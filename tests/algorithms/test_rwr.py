@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import forward_runs as forward
+from tastemaker import config
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.process.samplers import DDIM
 
@@ -37,6 +40,13 @@ def test_defaults_are_the_papers() -> None:
     assert (own.images, own.iterations, own.inner_epochs, own.guidance, own.sampler) == (10_240, 10, 5, 5.0, DDIM(1.0))
     assert own.guidance_in_loss and own.learning_guidance == 5.0 and own.space == "eps"
     assert RWR(guidance_in_loss=False).learning_guidance == 1.0
+
+
+@pytest.mark.parametrize(("top", "temperature"), [("0.1", 1.0), ("0", 0.5), (None, 0.5)])
+def test_a_models_temperature_gives_way_to_the_best_share(top: str | None, temperature: float) -> None:
+    asked = {"model": "shapes", "reward": "jpeg_compressibility", "algorithm": {"top": top} if top else {}}
+    said = config.model_defaults(Path(config.__file__).parent / "shapes")
+    assert config.resolve("rwr", asked, said).algorithm.temperature == temperature
 
 
 def test_weights_are_exponentials_with_a_mean_of_one() -> None:

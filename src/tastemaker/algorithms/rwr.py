@@ -18,9 +18,10 @@ Departs from jannerm/ddpo:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -63,6 +64,10 @@ class RWR(Algorithm):
                 "guidance."
             )
         one_of(self, "space", SPACES)
+
+    @classmethod
+    def settled(cls, stated: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset(() if stated.get("top") in (None, 0, "0", "0.0") else {"temperature"})
 
     @property
     def epochs(self) -> int:
