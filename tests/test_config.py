@@ -326,6 +326,28 @@ def test_errors_begin_with_the_key_as_it_was_typed(flags: str, message: str) -> 
     assert refusal(f"toy {flags}").startswith(message)
 
 
+def test_what_an_algorithm_says_later_begins_with_the_key_too(recipe: Callable[[str], str]) -> None:
+    file = recipe("algorithm:\n  name: toy\n  clip: 2e-4\n")
+    mine = config.resolve(Toy(clip=0.1), RUN, {}, spelling="argument")
+
+    def told(run: config.Resolved, message: str) -> str:
+        with pytest.raises(ValueError) as caught, run.where.naming(run.algorithm):
+            raise ValueError(message)
+        return str(caught.value)
+
+    for run, said in (
+        (resolve("toy --algorithm.clip 1"), "--algorithm.clip"),
+        (resolve(file), "mine.yaml:3: algorithm.clip"),
+        (resolve("toy", {"algorithms": {"toy": {"clip": 1}}}), "tastemaker.json: algorithm.clip"),
+        (mine, "algorithm.clip"),
+    ):
+        assert told(run, "clip is 1: lower it.") == f"{said} is 1: lower it."
+    run = resolve("toy --algorithm.sampler.eta 1")
+    assert told(run, "eta is 1, but") == "--algorithm.sampler.eta is 1, but"  # of a part
+    for message in ("eta: no", "--fit 1 is not enough", "64 images (clip)", ""):
+        assert told(run, message) == message
+
+
 @pytest.mark.parametrize("key", ["model", "reward", "prompts"])
 def test_what_has_no_default_is_asked_for_with_names_that_fit(key: str) -> None:
     given = {name: value for name, value in RUN.items() if name != key}

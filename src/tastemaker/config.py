@@ -58,6 +58,7 @@ class Resolved:
     run: RunSettings
     tree: dict[str, Any]
     origin: dict[str, str]
+    where: Where  # the algorithm's settings, as they were written
 
 
 def algorithms() -> Mapping[str, str]:
@@ -137,11 +138,12 @@ def resolve(
     if isinstance(tree.get("reward"), list):  # of terms; as a recipe writes it
         tree["reward"] = {"sum": tree["reward"]}
     run = build(RunSettings, tree, Where(marks=marks))
-    algorithm = build(kind, values, Where("algorithm", name, marks), default)
+    where = Where("algorithm", name, marks)
+    algorithm = build(kind, values, where, default)
     _required(run, spelling)
     made = {"algorithm": {"name": name, **plain(algorithm)}, **plain(run)}
     origin = _origins(made, marks, {f"algorithm.{key}": spelling for key in given})
-    return Resolved(name, algorithm, run, made, origin)
+    return Resolved(name, algorithm, run, made, origin, where)
 
 
 def _asked(target: object, flags: Mapping[str, Any], spelling: str) -> list[Layer]:

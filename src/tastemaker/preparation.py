@@ -66,22 +66,28 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     model = config.asked(target, flags).get("model")
     home = model_folder(model) if isinstance(model, str) else None
     resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
-    run, dashes = resolved.run, "--" if spelling == "flag" else ""
+    run, algorithm, dashes = resolved.run, resolved.algorithm, "--" if spelling == "flag" else ""
+    naming = partial(resolved.where.naming, algorithm)
     device = torch.device(devices.pick(run.device))
     world = World.here(str(device))
     _refuse_reward(resolved, dashes)
     reward = named(run.reward, key=_spelled("reward", resolved, dashes))
-    resolved.algorithm.check_reward(reward)
+    with naming():
+        algorithm.check_reward(reward)
     held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
-    resolved.algorithm.check_prompts(prompts.draw(Key(run.seed, "check").random("prompts"), TRIED))
+    drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
+    with naming():
+        algorithm.check_prompts(drawn)
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
     _refuse(resolved, home, output, dashes)
-    fitted, limit, words = fitting.within(resolved, device)
-    policy = load_policy(fitted, device, resolved.algorithm.sets)
-    plan = planning.solve(resolved.algorithm, fitted, policy.schedule(resolved.algorithm.steps), world.size, limit)
+    with naming():
+        fitted, limit, words = fitting.within(resolved, device)
+    policy = load_policy(fitted, device, algorithm.sets)
+    with naming():
+        plan = planning.solve(algorithm, fitted, policy.schedule(algorithm.steps), world.size, limit)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
