@@ -118,11 +118,8 @@ def resolve(
         name, default, given = _algorithm_name(target, layers), None, frozenset[str]()
         kind = attribute(algorithms()[name])
     else:
-        name, default, given = (
-            entry_of(algorithms(), type(target)) or type(target).__name__.lower(),
-            target,
-            _given(target),
-        )
+        name = entry_of(algorithms(), type(target)) or type(target).__name__.lower()
+        default, given = target, _given(target)
         kind = type(target)
     own = {field.name for field in fields(kind) if field.init}
     stated = {key: getattr(target, key) for key in given} | stack(layers)[0].get("algorithm", {})
