@@ -30,10 +30,10 @@ SHIFT = 1.0
 
 
 def transformer() -> SD3Transformer2DModel:
-    """Six joint blocks of width 120 over the 16 patches of an 8x8 latent."""
+    """Six joint blocks of width 120 over the 64 places of an 8x8 latent."""
     network = SD3Transformer2DModel(
         sample_size=models.LATENT_SHAPE[1],
-        patch_size=2,
+        patch_size=1,
         in_channels=models.LATENT_CHANNELS,
         out_channels=models.LATENT_CHANNELS,
         num_layers=6,
