@@ -24,7 +24,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "policy.pictures": (set(), {"torch", "numpy", "PIL"}),
     "policy.policy": ({"process", "prompts", "policy.conditioning"}, {"torch"}),
     "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
-    "rewards": ({"prompts", "rewards"}, {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}),
+    "rewards": (
+        {"prompts", "rewards"},
+        {"torch", "numpy", "PIL", "accelerate", "transformers", "safetensors", "huggingface_hub"},
+    ),
     "policy": (
         {"process", "prompts", "policy"},
         {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},
