@@ -53,8 +53,10 @@ class NamedReward:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the reward's network lives, when it says so."""
+        """Where the reward's network lives, when it says so; `auto` is where it went with the pictures."""
         device = getattr(self.function, "device", None)
+        if device == "auto" and self.network is not None:
+            device = next(self.network.parameters()).device
         return None if device is None else torch.device(device)
 
     @property

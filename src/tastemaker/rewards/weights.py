@@ -10,29 +10,20 @@ import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tastemaker.rewards.facts import WEIGHTS
+from tastemaker.rewards.facts import Published as Published
+
 # Networks that come with the package: name -> "module:function" that gives their folder.
 BUILT_IN: dict[str, str] = {}
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _TOKEN = re.compile(r"hf_\w+")
 _TIMEOUT = 10.0  # seconds for the hub's first answer
-
-
-class Published(NamedTuple):
-    """A network of the hub, as far as a reward reads it."""
-
-    name: str  # owner/name
-    megabytes: int  # of what is downloaded
-    revision: str | None = None  # the commit that is meant, where it is known
-    weights: tuple[str, ...] = WEIGHTS  # what its weights may be called: the first that is there is read
-    needed: tuple[str, ...] = ("config.json",)  # files beside them
-    welcome: tuple[str, ...] = ()  # files that are read if they are there
 
 
 def source(model: str, published: Published, revision: str = "") -> Published:
@@ -42,10 +33,11 @@ def source(model: str, published: Published, revision: str = "") -> Published:
     return published._replace(name=model, revision=revision or None, megabytes=0)
 
 
-def find(wanted: Published, *, reward: str, setting: str = "model") -> Path:
+def find(wanted: Published, *, reward: str, setting: str = "model", instead: str = "") -> Path:
     """The folder with a network's files, or its one file; downloaded where neither is on this machine.
 
-    reward, setting: what messages call it. Errors: ValueError saying what is missing and where it may come from.
+    reward, setting: what messages call it; instead: what else can be done.
+    Errors: ValueError saying what is missing and where it may come from.
     """
     if wanted.name in BUILT_IN:
         module, _, function = BUILT_IN[wanted.name].partition(":")
@@ -58,7 +50,8 @@ def find(wanted: Published, *, reward: str, setting: str = "model") -> Path:
             f"{setting} is {wanted.name!r}: there is no such file or folder, nor is it a hub id such as owner/name "
             f"(reward `{reward}`)."
         )
-    return _cached(wanted) or _downloaded(wanted, reward, setting)
+    instead = instead or f"give a folder or file with --reward.{setting} PATH (`{setting}` in a recipe)"
+    return _cached(wanted) or _downloaded(wanted, reward, instead)
 
 
 def _cached(wanted: Published) -> Path | None:
@@ -73,7 +66,7 @@ def _cached(wanted: Published) -> Path | None:
     return Path(weights).parent if weights and all(look(name) for name in wanted.needed) else None
 
 
-def _downloaded(wanted: Published, reward: str, setting: str) -> Path:
+def _downloaded(wanted: Published, reward: str, instead: str) -> Path:
     """The folder in the hub's local cache, with the one file of weights and what is read beside it."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -90,11 +83,11 @@ def _downloaded(wanted: Published, reward: str, setting: str) -> Path:
         names = [str(weights), *wanted.needed, *(name for name in wanted.welcome if name in held)]
         paths = [hf_hub_download(wanted.name, name, revision=wanted.revision) for name in names]
     except refusals as error:
-        raise ValueError(_missing(wanted, reward, setting, _reason(error))) from error
+        raise ValueError(_missing(wanted, reward, instead, _reason(error))) from error
     return Path(paths[0]).parent
 
 
-def _missing(wanted: Published, reward: str, setting: str, why: str) -> str:
+def _missing(wanted: Published, reward: str, instead: str, why: str) -> str:
     from huggingface_hub import constants
 
     files = ", ".join([" or ".join(wanted.weights), *wanted.needed])
@@ -104,7 +97,7 @@ def _missing(wanted: Published, reward: str, setting: str, why: str) -> str:
     return (
         f"reward `{reward}` needs {wanted.name}{size}, which is neither on this machine nor to be had from the hub: "
         f"{why.rstrip('.')}. Needed: {files}. {fetch} it where there is a network with `hf download "
-        f"{wanted.name}{at}`, or give a folder or file with --reward.{setting} PATH (`{setting}` in a recipe)."
+        f"{wanted.name}{at}`, or {instead}."
     )
 
 
@@ -179,3 +172,28 @@ def filled(
         own[name] = state[name].to(dtype) if state[name].is_floating_point() else state[name]
     network.load_state_dict(own, assign=True)
     return network.requires_grad_(False).eval()
+
+
+# ---- how it computes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check(dtype: str, device: str) -> None:
+    """Errors: ValueError for settings `dtype` and `device` of a reward that are none."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it is one of {', '.join(DTYPES)}.")
+    try:
+        _ = device == "auto" or torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; it is auto, cpu, cuda, cuda:1 or the like.") from error
+
+
+def together(network: nn.Module, images: Tensor, device: str) -> Tensor:
+    """The pictures where the network is; with the device `auto` the network goes to the pictures."""
+    here = next(network.parameters()).device
+    if device != "auto":
+        return images.to(here)
+    if here != images.device:
+        network.to(images.device)
+    return images
