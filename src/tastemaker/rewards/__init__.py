@@ -28,15 +28,16 @@ TABLE: dict[str, str] = {
     "clip_score": "tastemaker.rewards.clip:ClipScore",
     "pickscore": "tastemaker.rewards.preference:PickScore",
     "hpsv2": "tastemaker.rewards.preference:HPSv2",
+    "image_reward": "tastemaker.rewards.image_reward:ImageReward",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
 DIFFERENTIABLE: frozenset[str] = frozenset(
     {"jpeg_proxy", "shapes_judge", "colour", "brightness", "smoothness"}
     | {"aesthetic", "clip_score", "pickscore", "hpsv2"}
+    | {"image_reward"}
 )
 # Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
 PENDING: dict[str, str] = {
-    "image_reward": "ImageReward, a BLIP with a head tuned on rankings of pictures",
     "vlm": "a vision-language model's description, compared with the prompt by BERTScore",
 }
 

@@ -42,6 +42,15 @@ HPS = {
     "v2.0": Published(*_HPS, weights=("HPS_v2_compressed.pt",), needed=()),
     "v2.1": Published(*_HPS, weights=("HPS_v2.1_compressed.pt",), needed=()),
 }
+IMAGE_REWARD = Published("THUDM/ImageReward", 1787, "5736be03b2652728fb87788c9797b0570450ab72", ("ImageReward.pt",), ())
+BERT_WORDS = Published(
+    "google-bert/bert-base-uncased",
+    1,
+    "86b5e0934494bd15c9632b12f734a8a67f723594",
+    ("vocab.txt", "tokenizer.json"),
+    (),
+    ("tokenizer_config.json",),
+)
 
 # Rewards that are not here are the project's own: under its licence, with nothing to download.
 FACTS: dict[str, Facts] = {
@@ -60,4 +69,5 @@ FACTS: dict[str, Facts] = {
         "Kirstain et al. 2023, arXiv:2305.01569",
     ),
     "hpsv2": Facts((HPS["v2.0"], TOKENIZER), "Apache-2.0", "Wu et al. 2023, arXiv:2306.09341"),
+    "image_reward": Facts((IMAGE_REWARD, BERT_WORDS), "Apache-2.0", "Xu et al. 2023, arXiv:2304.05977"),
 }
