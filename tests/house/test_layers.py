@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
     "rewards": (
         {"prompts", "rewards"},
-        {"torch", "numpy", "PIL", "accelerate", "transformers", "safetensors", "huggingface_hub"},
+        {"torch", "numpy", "PIL", "accelerate", "rapidocr", "transformers", "safetensors", "huggingface_hub"},
     ),
     "policy": (
         {"process", "prompts", "policy"},

@@ -29,6 +29,8 @@ TABLE: dict[str, str] = {
     "pickscore": "tastemaker.rewards.preference:PickScore",
     "hpsv2": "tastemaker.rewards.preference:HPSv2",
     "image_reward": "tastemaker.rewards.image_reward:ImageReward",
+    "counting": "tastemaker.rewards.detection:Counting",
+    "ocr": "tastemaker.rewards.text:Ocr",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
 DIFFERENTIABLE: frozenset[str] = frozenset(

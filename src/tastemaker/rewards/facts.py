@@ -51,6 +51,13 @@ BERT_WORDS = Published(
     (),
     ("tokenizer_config.json",),
 )
+_DETECTOR = ("tokenizer.json", *_TOKENS, "vocab.txt", "preprocessor_config.json")
+OWL = Published(
+    "google/owlv2-base-patch16-ensemble", 620, "cfd3195ba4ea9592eec887ded089f4c08eff231d", welcome=_DETECTOR
+)
+GROUNDING_DINO = Published(
+    "IDEA-Research/grounding-dino-tiny", 689, "a2bb814dd30d776dcf7e30523b00659f4f141c71", welcome=_DETECTOR
+)
 
 # Rewards that are not here are the project's own: under its licence, with nothing to download.
 FACTS: dict[str, Facts] = {
@@ -70,4 +77,8 @@ FACTS: dict[str, Facts] = {
     ),
     "hpsv2": Facts((HPS["v2.0"], TOKENIZER), "Apache-2.0", "Wu et al. 2023, arXiv:2306.09341"),
     "image_reward": Facts((IMAGE_REWARD, BERT_WORDS), "Apache-2.0", "Xu et al. 2023, arXiv:2304.05977"),
+    "counting": Facts(
+        (OWL,), "Apache-2.0", "Ghosh et al. 2023, arXiv:2310.11513; Minderer et al. 2023, arXiv:2306.09683"
+    ),
+    "ocr": Facts((), "Apache-2.0", "RapidOCR, github.com/RapidAI/RapidOCR", "pip install 'tastemaker[ocr]'"),
 }

@@ -263,6 +263,7 @@ def _finite(judge: NamedReward, scores: Scores) -> Tensor:
         raise ContractError(
             f"reward `{judge.name}` returned {value[rows[0]].item()} for {len(rows)} of {len(value)} pictures (rows "
             f"{rows[:5]}): scores are finite numbers. NaN leaves a picture out, but not all of them."
+            + (f" The first note says: {scores.notes[rows[0]]}" if scores.notes and scores.notes[rows[0]] else "")
         )
     return value
 
