@@ -31,12 +31,16 @@ TABLE: dict[str, str] = {
     "image_reward": "tastemaker.rewards.image_reward:ImageReward",
     "counting": "tastemaker.rewards.detection:Counting",
     "ocr": "tastemaker.rewards.text:Ocr",
+    "mirror_symmetry": "tastemaker.rewards.symmetry:mirror_symmetry",
+    "rotational_symmetry": "tastemaker.rewards.symmetry:rotational_symmetry",
+    "rotation_invariance": "tastemaker.rewards.symmetry:RotationInvariance",
+    "thumbnail": "tastemaker.rewards.symmetry:Thumbnail",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
 DIFFERENTIABLE: frozenset[str] = frozenset(
     {"jpeg_proxy", "shapes_judge", "colour", "brightness", "smoothness"}
     | {"aesthetic", "clip_score", "pickscore", "hpsv2"}
-    | {"image_reward"}
+    | {"image_reward", "mirror_symmetry", "rotational_symmetry", "rotation_invariance", "thumbnail"}
 )
 # Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
 PENDING: dict[str, str] = {

@@ -81,4 +81,6 @@ FACTS: dict[str, Facts] = {
         (OWL,), "Apache-2.0", "Ghosh et al. 2023, arXiv:2310.11513; Minderer et al. 2023, arXiv:2306.09683"
     ),
     "ocr": Facts((), "Apache-2.0", "RapidOCR, github.com/RapidAI/RapidOCR", "pip install 'tastemaker[ocr]'"),
+    "rotation_invariance": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
+    "thumbnail": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
 }
