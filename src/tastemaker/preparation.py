@@ -25,7 +25,7 @@ from tastemaker.prompts.sources import source
 from tastemaker.reports import trackers
 from tastemaker.rewards import gradient, named
 from tastemaker.rewards.recorded import Recorded
-from tastemaker.rewards.reward import NamedReward, check
+from tastemaker.rewards.reward import NamedReward, check, load_networks
 from tastemaker.settings import RunSettings
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import Bars
@@ -79,6 +79,8 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
     _refuse(resolved, home, output, dashes)
+    if not run.dry_run:
+        load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
     fitted, limit, words = fitting.within(resolved, device)
     policy = load_policy(fitted, device, resolved.algorithm.sets)
     plan = planning.solve(resolved.algorithm, fitted, policy.schedule(resolved.algorithm.steps), world.size, limit)

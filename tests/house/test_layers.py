@@ -73,7 +73,7 @@ ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subj
 ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "fitting"}, "metering": {"metering", "memory"}}
 
 # import name -> the name in pyproject.toml, where they differ
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def modules() -> set[str]:

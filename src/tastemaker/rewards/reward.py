@@ -92,6 +92,12 @@ def adapt(reward: Any, name: str | None = None) -> NamedReward:
     return NamedReward(name, reward, _takes_metadata(reward, name))
 
 
+def load_networks(rewards: Sequence[NamedReward]) -> None:
+    """Loads the networks of rewards that show one, now and not at the first picture. Errors: what loading raises."""
+    for reward in rewards:
+        _ = reward.network
+
+
 def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
     """Tries a reward on some pictures before training, so that a mistake costs seconds and not a run.
 
