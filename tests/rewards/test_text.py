@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import named
-from tastemaker.rewards.reward import check
+from tastemaker.rewards.reward import check, load_networks
 from tastemaker.rewards.text import distance, letters, quoted
 
 READ = {0: None, 1: ("OPEN",), 2: ("o p", "en"), 3: ("open", "all day"), 4: ("upon",), 5: ("x" * 20,)}
@@ -76,6 +76,8 @@ def test_without_the_extra_the_message_has_the_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(ValueError, match=r"not installed here: pip install 'tastemaker\[ocr\]'$"):
         check(named("ocr"), pictures(1), Prompts.of(["no quotes"]))
+    with pytest.raises(ValueError, match="not installed here"):
+        load_networks([named("ocr")])
     with pytest.raises(ValueError, match=r"^--reward\.match is 'all'; it is one of whole, part"):
         named({"name": "ocr", "match": "all"}, key="--reward")
 

@@ -208,7 +208,8 @@ def _facts(reward: str) -> str:
     if facts is None:
         return "Weights: none to download.\nLicence: Apache-2.0, as Tastemaker.\nInstall: nothing beside Tastemaker.\n"
     places = [f"{one.name} ({one.megabytes} MB{_pin(one.revision)})" for one in facts.networks]
-    text = f"Weights: {', '.join(places)}; downloaded once.\nLicence: {facts.licence}.\n"
+    weights = f"{', '.join(places)}; downloaded once" if places else "come with what is installed"
+    text = f"Weights: {weights}.\nLicence: {facts.licence}.\n"
     return f"{text}Install: {facts.install}.\nCite: {facts.cite}.\n"
 
 

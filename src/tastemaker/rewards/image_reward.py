@@ -60,7 +60,7 @@ class ImageReward:
     @cached_property
     def network(self) -> Any:
         """The BLIP and its head, loaded when it is first asked for. Errors: ValueError where it is not to be had."""
-        _ = self.words  # what is small is missed first
+        _ = self.words  # missed before gigabytes are read
         file = weights.weights_in(self._place, IMAGE_REWARD.weights, reward=self.name)
         state = translated(weights.read(file, reward=self.name))
         try:

@@ -52,6 +52,11 @@ class Ocr:
             ) from error
         return RapidOCR(params={"Global.log_level": "error"})
 
+    @property
+    def network(self) -> None:
+        """None of torch's. Runs ask for it before they load a model, and so hear in time of what is not installed."""
+        _ = self.engine
+
     def read(self, picture: Tensor) -> str:
         """The text in one picture [3,H,W] in [0,1], as it is read: line by line."""
         from PIL import Image
