@@ -131,7 +131,7 @@ FORWARD = {
     "diffusion_nft_pickscore": Noised(
         *(1152, 24, 2, 1000, 10, 1.0, 3e-4, {"beta": 1.0, "kl": 1e-4, "levels": 10, "advantage_limit": 5.0}, "fp16", 32)
     ),
-    "awm_pickscore": Noised(1152, 24, 2, 1000, 10, 1.0, 3e-4, {"clip": 1.0, "kl": 1e-4, "levels": 6}, "fp16", 32),
+    "awm_pickscore": Noised(576, 24, 1, 1000, 14, 1.0, 3e-4, {"clip": 1.0, "kl": 5 * 1e-4, "levels": 6}, "fp16", 32),
     "diffusion_dpo_pickapic": Noised(
         *(2048, 1, 1, 2000, 50, 1.0, 2.048e-5, {"beta": 5000.0, "pairs": "given", "levels": 1}, "fp16", None)
     ),
@@ -163,7 +163,13 @@ RATIOS = {
     ),
     "flow_grpo_pickscore": Ratio(
         *(48 * 24, 24, 2, 2500, 10, 10, 4.5, 3e-4, 1e-4, 1.0),
-        {"clip": 1e-4, "kl": 0.01 / 10, "advantage_limit": 5.0, "sampler": {"name": "flow_sde", "a": 0.7}},
+        {
+            "clip": 1e-4,
+            "kl": 0.01 / 10,
+            "advantage": "global",
+            "advantage_limit": 5.0,
+            "sampler": {"name": "flow_sde", "a": 0.7},
+        },
         32,
     ),
 }
@@ -208,9 +214,8 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
     reward = ("--reward", runs.reward("brightness")) if str(asked["reward"]) in PENDING else ()
-    prompts = (
-        ("--prompts", "animals", "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
-    )
+    own = runs.reward("choices") if asked["algorithm"].get("pairs") == "given" else "animals"
+    prompts = ("--prompts", own, "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
 

@@ -44,6 +44,7 @@ def test_settings_are_refused_with_the_reason(settings: dict[str, object], said:
 
 def test_more_levels_than_steps_are_refused() -> None:
     forward.refuses_more_levels_than_steps(DiffusionDPO)
+    forward.refuses_the_error_of_eps_on_a_flow(DiffusionDPO)
 
 
 def test_the_best_and_the_worst_of_a_prompt_are_its_pair() -> None:
@@ -71,7 +72,7 @@ def test_pictures_that_score_the_same_are_no_pair() -> None:
 def test_the_gradient_is_the_formulas_by_finite_differences(flow: bool) -> None:
     """The loss is written out from outputs of the network, of the base beside it; its slope along random directions."""
     algorithm, policy, base = (
-        DiffusionDPO(**SMALL | {"updates": 1}, beta=3.0, space="eps"),
+        DiffusionDPO(**SMALL | {"updates": 1}, beta=3.0, space="x0" if flow else "eps"),
         Toy(flow=flow),
         Toy(flow=flow),
     )
@@ -96,7 +97,8 @@ def test_the_gradient_is_the_formulas_by_finite_differences(flow: bool) -> None:
                 errors = []
                 for network in (base, policy):
                     said = network.predict(x, i, schedule, one.rollout.conditioning.take(one.sample), 2.0)
-                    errors.append(float(((said.eps - eps.double()) ** 2).mean()))
+                    apart = said.x0 - x0 if flow else said.eps - eps.double()
+                    errors.append(float((apart**2).mean()))
                 gains.append(errors[0] - errors[1])
             total -= float(
                 torch.nn.functional.logsigmoid(torch.tensor(3.0 / 2 * (gains[0] - gains[1]), dtype=torch.float64))
@@ -140,7 +142,7 @@ def test_at_the_base_the_loss_is_log_2_and_leaving_it_costs_more_with_a_larger_b
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 def test_it_learns_from_pictures_it_draws(flow: bool) -> None:
     settings = forward.LEARNS | {"images": 64, "per_prompt": 4, "iterations": 15}
-    forward.learns(DiffusionDPO(**settings, beta=2.0), flow=flow, gain=0.8)
+    forward.learns(DiffusionDPO(**settings, beta=2.0, space="x0" if flow else "eps"), flow=flow, gain=0.8)
 
 
 # ---- pairs that are given

@@ -27,6 +27,7 @@ def test_settings_are_refused_with_the_reason(settings: dict[str, object], said:
 
 def test_more_levels_than_steps_are_refused() -> None:
     forward.refuses_more_levels_than_steps(RWR)
+    forward.refuses_the_error_of_eps_on_a_flow(RWR)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -64,4 +65,5 @@ def test_a_failed_score_is_left_out() -> None:
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 @pytest.mark.parametrize("weighing", [{"temperature": 0.3}, {"top": 0.2}], ids=["dense", "sparse"])
 def test_it_learns(flow: bool, weighing: dict[str, float]) -> None:
-    forward.learns(RWR(**forward.LEARNS, inner_epochs=1, **weighing), flow=flow, gain=0.8)
+    space = "velocity" if flow else "eps"
+    forward.learns(RWR(**forward.LEARNS, inner_epochs=1, space=space, **weighing), flow=flow, gain=0.8)

@@ -6,6 +6,7 @@ And at theta = old those of DiffusionNFT, AWM and advantage-weighted regression 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,13 +150,15 @@ def credits(it: Iteration, a: Algorithm, rewards: Tensor) -> list[float]:
         return list((weights / weights.mean()).tolist())
     groups = r.view(-1, a.per_prompt) if a.per_prompt > 1 else r.view(1, -1)
     floor = 1e-4 if a.per_prompt > 1 else 1e-6
-    A = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, correction=0, keepdim=True) + floor)
+    A = (groups - groups.mean(1, keepdim=True)) / (groups.std(correction=0) + floor)
     return list(A.flatten().clamp(-a.advantage_limit, a.advantage_limit).tolist())
 
 
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 @pytest.mark.parametrize("algorithm", FULL, ids=lambda a: type(a).__name__)
 def test_the_gradient_is_that_of_plain_autograd(algorithm: Algorithm, flow: bool) -> None:
+    if flow and getattr(algorithm, "space", "") == "eps":  # no error where a flow begins
+        algorithm = replace(algorithm, space="x0")
     three = policies(flow, algorithm.sets)
     learner, old, _ = three
     if isinstance(algorithm, AWM):  # the old weights are those that drew: the learner begins there

@@ -12,7 +12,9 @@ drawn by the weights as they are (online).
 Departs from the authors' code:
 1. Noise levels are those of a sampling chain, not all of the model's thousand; `levels` of them a pair.
 2. Pairs of pictures that score the same are left out.
-3. Of networks that predict v or a flow's velocity the error is theirs (`space`).
+3. The error of eps is asked of every kind of network; `space` makes it that of x0 or the velocity.
+4. Captions are never left out, and pictures never turned round; there a fifth of the captions is empty, and half of
+   the pictures are mirrored.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class DiffusionDPO(Algorithm):
     weight_decay: float = 1e-2  # of AdamW
     levels: int = 1  # noise levels each pair is learned from, spread over the chain
     beta: float = 5000.0  # how dear it is to leave the base: 2000 to 5000 for errors that are means over the latent
-    space: str = "eps"  # the error that is squared: eps, x0 or velocity
+    space: str = "eps"  # the error that is squared: eps, x0 or velocity; of a flow x0 or velocity
     sampler: Sampler = field(default_factory=lambda: DDIM(eta=0.0))  # draws the training pictures
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class DiffusionDPO(Algorithm):
                 _files(prompts, row)
 
     def items(self, schedule: Schedule) -> int:
-        return check(self.levels, schedule)
+        return check(self.levels, schedule, self.space)
 
     def calls(self, schedule: Sized) -> Calls:
         share = 2 / self.per_prompt  # of a prompt's pictures two are learned from, together

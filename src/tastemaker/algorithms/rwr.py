@@ -13,6 +13,7 @@ Departs from jannerm/ddpo:
 2. Noise levels are those of the sampling chain, not all of the model's thousand.
 3. Of networks that predict eps the loss is theirs; `space` makes it that of x0 or a flow's velocity.
 4. Sparse weights leave pictures out before they cost anything; the share is of an iteration, not of a stream.
+5. Weights are normalised over the iteration; there, in the run on animals, among the pictures of each prompt.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class RWR(Algorithm):
     levels: int = 1  # noise levels each picture is learned from in an epoch, spread over the chain
     temperature: float = 1.0  # of the weights, in standard deviations of the reward; small is greedy
     top: float = 0.0  # share of the pictures that is learned from, with equal weights; 0 weighs all by temperature
-    space: str = "eps"  # the error that is squared: eps, x0 or velocity
+    space: str = "eps"  # the error that is squared: eps, x0 or velocity; of a flow x0 or velocity
     guidance_in_loss: bool = True  # off: learn the conditional prediction alone
     sampler: Sampler = field(default_factory=DDIM)  # draws the training pictures
 
@@ -71,7 +72,7 @@ class RWR(Algorithm):
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
-        return check(self.levels, schedule)
+        return check(self.levels, schedule, self.space)
 
     def calls(self, schedule: Sized) -> Calls:
         share = self.top or 1.0
