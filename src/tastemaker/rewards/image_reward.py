@@ -2,7 +2,7 @@
 
     score = (r - 0.16717) / 1.03334,    r the head's number (`tastemaker.rewards.blip`)
 
-The two numbers are the authors': over their training set scores have mean 0 and standard deviation 1.
+The two numbers are the authors': with them scores lie around 0, with a standard deviation of about 1.
 
 Departs from the package image-reward 1.5: 1. Pictures are resized in torch, as floats and with a gradient; its own
 way, PIL's on 256 levels, is `preprocess: uint8`. 2. In bfloat16 the head stays in fp32.
