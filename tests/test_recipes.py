@@ -184,6 +184,12 @@ def fetched(prompts: Any) -> bool:
     return name.startswith(hub.PREFIX) or Path(name).suffix in files.READERS
 
 
+def others(asked: dict[str, Any]) -> tuple[str, ...]:
+    """Flags for prompts that are part of the package, where a recipe's own are not."""
+    own = runs.reward("choices") if asked["algorithm"].get("pairs") == "given" else "animals"
+    return ("--prompts", own, "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
+
+
 class Apart(World):
     """One of several devices whose others are not there: a dry run asks them for nothing."""
 
@@ -214,8 +220,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
     reward = ("--reward", runs.reward("brightness")) if str(asked["reward"]) in PENDING else ()
-    own = runs.reward("choices") if asked["algorithm"].get("pairs") == "given" else "animals"
-    prompts = ("--prompts", own, "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
+    prompts = others(asked)
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
 
@@ -527,10 +532,7 @@ def test_a_recipe_whose_reward_is_to_be_downloaded_says_so_before_its_model_is(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(preparation, "load_policy", never)
     asked = config.asked(name, {})
-    prompts = (
-        ("--prompts", "animals", "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
-    )
-    ran = runs.call("train", name, *prompts, "--output_dir", str(tmp_path / "run"))
+    ran = runs.call("train", name, *others(asked), "--output_dir", str(tmp_path / "run"))
     assert ran.code == 2 and ran.err.startswith(f"tastemaker: reward `{asked['reward']}` needs "), ran.err
     assert " MB), which is neither on this machine" in ran.err and "`hf download " in ran.err
     assert not (tmp_path / "run").exists()

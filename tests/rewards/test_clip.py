@@ -261,11 +261,22 @@ def test_a_missing_tokenizer_is_told_of_before_the_weights_are_read(folder: Path
         _ = named({"name": "clip_score", "model": str(home)}).network
 
 
-def test_a_single_file_is_of_the_published_network(folder: Path) -> None:
-    """It has no config: the tiny one is refused by its shapes."""
+def test_a_single_file_goes_by_the_config_beside_it(folder: Path) -> None:
+    file = {"name": "clip_score", "model": str(folder / "model.safetensors")}
+    whole = {"name": "clip_score", "model": str(folder)}
+    assert torch.equal(scores(named(file), pictures(SIZE, SIZE)), scores(named(whole), pictures(SIZE, SIZE)))
+
+
+@pytest.mark.parametrize("beside", ["", '{"model_type": "unet"}'])
+def test_a_file_alone_is_of_the_published_network(beside: str, folder: Path, tmp_path: Path) -> None:
+    """So the tiny one is refused by its shapes."""
+    for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    if beside:
+        (tmp_path / "config.json").write_text(beside)
     for name in ("clip_score", "pickscore", "hpsv2"):
         with pytest.raises(ValueError, match=r"is \[.*\], needed is \["):
-            _ = named({"name": name, "model": str(folder / "model.safetensors")}).network
+            _ = named({"name": name, "model": str(tmp_path / "model.safetensors")}).network
 
 
 def test_versions_of_hps() -> None:

@@ -61,7 +61,7 @@ class Clip:
 
     name: ClassVar[str] = "clip"
     published: ClassVar[Published] = CLIP_LARGE
-    architecture: ClassVar[Mapping[str, Any]] = LARGE  # of a file without a config.json beside it
+    architecture: ClassVar[Mapping[str, Any]] = LARGE  # where no config.json of a CLIP lies beside the weights
 
     def __post_init__(self) -> None:
         preprocess.check(self.preprocess)
@@ -70,6 +70,11 @@ class Clip:
     @cached_property
     def _place(self) -> Path:
         return weights.find(weights.source(self.model, self.published, self.revision), reward=self.name)
+
+    @property
+    def _folder(self) -> Path:
+        """Where config and words lie: with the weights."""
+        return self._place if self._place.is_dir() else self._place.parent
 
     @cached_property
     def network(self) -> Any:
@@ -91,9 +96,9 @@ class Clip:
     def _config(self) -> Any:
         from transformers import CLIPConfig
 
-        file = (self._place if self._place.is_dir() else self._place.parent) / "config.json"
-        told = self._place.is_dir() and file.is_file()
-        config = CLIPConfig.from_dict(json.loads(file.read_text(encoding="utf-8")) if told else dict(self.architecture))
+        file = self._folder / "config.json"
+        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = CLIPConfig.from_dict(said if said.get("model_type") == "clip" else dict(self.architecture))
         for part in (config.text_config, config.vision_config):
             part.projection_dim = config.projection_dim  # in some files the parts say another than the whole
         return config
@@ -108,7 +113,7 @@ class Clip:
         """What turns texts into numbers: the tokenizer beside the weights, else OpenAI's, which all of these share."""
         from transformers import CLIPTokenizer
 
-        place = self._place if self._place.is_dir() else self._place.parent
+        place = self._folder
         if not any((place / name).is_file() for name in TOKENIZER.weights):
             instead = f"put its {TOKENIZER.weights[0]} beside the weights of `model`"
             place = weights.find(TOKENIZER, reward=self.name, instead=instead)
