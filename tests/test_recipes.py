@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 import runs
 from tastemaker import config, fitting, flags, planning, preparation
@@ -20,6 +21,7 @@ from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import Listed, source
 from tastemaker.rewards import PENDING, named
 from tastemaker.rewards import TABLE as REWARDS
+from tastemaker.rewards.facts import FACTS
 from tastemaker.sweeping import Sweep
 from tastemaker.training.lines import read_lines
 from tastemaker.world import World
@@ -182,6 +184,12 @@ def fetched(prompts: Any) -> bool:
     return name.startswith(hub.PREFIX) or Path(name).suffix in files.READERS
 
 
+def others(asked: dict[str, Any]) -> tuple[str, ...]:
+    """Flags for prompts that are part of the package, where a recipe's own are not."""
+    own = runs.reward("choices") if asked["algorithm"].get("pairs") == "given" else "animals"
+    return ("--prompts", own, "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
+
+
 class Apart(World):
     """One of several devices whose others are not there: a dry run asks them for nothing."""
 
@@ -212,8 +220,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
     reward = ("--reward", runs.reward("brightness")) if str(asked["reward"]) in PENDING else ()
-    own = runs.reward("choices") if asked["algorithm"].get("pairs") == "given" else "animals"
-    prompts = ("--prompts", own, "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
+    prompts = others(asked)
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
 
@@ -510,6 +517,25 @@ def test_a_recipe_whose_reward_is_not_built_asks_for_another(name: str) -> None:
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(f"tastemaker: recipe {name}: reward: `{reward}` is not built yet ({PENDING[reward]}); ")
     assert "give another with --reward NAME (" in ran.err and all(other in ran.err for other in REWARDS)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if str(config.asked(name, {})["reward"]) in FACTS])
+def test_a_recipe_whose_reward_is_to_be_downloaded_says_so_before_its_model_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, and with nothing in the cache."""
+
+    def never(*about: Any) -> None:
+        raise AssertionError("the model was asked for")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(preparation, "load_policy", never)
+    asked = config.asked(name, {})
+    ran = runs.call("train", name, *others(asked), "--output_dir", str(tmp_path / "run"))
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: reward `{asked['reward']}` needs "), ran.err
+    assert " MB), which is neither on this machine" in ran.err and "`hf download " in ran.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pending_reward_is_named_by_the_flag_that_asks_for_it(tmp_path: Path) -> None:

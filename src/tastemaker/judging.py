@@ -21,7 +21,7 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
-from tastemaker.rewards.reward import NamedReward
+from tastemaker.rewards.reward import NamedReward, load_networks
 from tastemaker.settings import RunSettings
 from tastemaker.shelf import Shelf
 from tastemaker.subjects import Part, Subject, of_words, policy_of, renamed
@@ -71,6 +71,7 @@ class Judging:
         return verdict
 
     def _judged(self, subject: Subject, bars: Bars) -> Verdict:
+        load_networks(self.bench.judges)
         policy = policy_of(subject, self.flags)
         if self.metric is None and len(set(self.bench.trial.prompts.groups)) < len(self.bench.trial.prompts):
             self.metric = self._metric(policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ from tastemaker.prompts.sources import source
 from tastemaker.reports import trackers
 from tastemaker.rewards import gradient, named
 from tastemaker.rewards.recorded import Recorded
-from tastemaker.rewards.reward import NamedReward, check
+from tastemaker.rewards.reward import NamedReward, check, load_networks
 from tastemaker.settings import RunSettings
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import Bars
@@ -83,11 +85,9 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
     _refuse(resolved, home, output, dashes)
-    with naming():
-        fitted, limit, words = fitting.within(resolved, device)
-    policy = load_policy(fitted, device, algorithm.sets)
-    with naming():
-        plan = planning.solve(algorithm, fitted, policy.schedule(algorithm.steps), world.size, limit)
+    if not run.dry_run:
+        load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
+    fitted, words, policy, plan = _solved(resolved, naming, device, world.size)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
@@ -95,6 +95,18 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
         planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
     parts = Parts(resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
     return parts if run.dry_run else _tried(parts)
+
+
+def _solved(
+    resolved: config.Resolved, naming: Callable[[], AbstractContextManager[None]], device: torch.device, devices: int
+) -> tuple[RunSettings, list[str], Exportable, Plan]:
+    """The settings that fit the memory, what is to be said of it, the model, and the plan."""
+    with naming():
+        fitted, limit, words = fitting.within(resolved, device)
+    policy = load_policy(fitted, device, resolved.algorithm.sets)
+    with naming():
+        schedule = policy.schedule(resolved.algorithm.steps)
+        return fitted, words, policy, planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
 
 
 def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:

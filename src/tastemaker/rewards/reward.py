@@ -53,8 +53,10 @@ class NamedReward:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the reward's network lives, when it says so."""
+        """Where the reward's network lives, when it says so; `auto` is where it went with the pictures."""
         device = getattr(self.function, "device", None)
+        if device == "auto" and self.network is not None:
+            device = next(self.network.parameters()).device
         return None if device is None else torch.device(device)
 
     @property
@@ -88,6 +90,12 @@ def adapt(reward: Any, name: str | None = None) -> NamedReward:
             "called like one, `file.py:function` or one of " + ", ".join(TABLE) + "."
         )
     return NamedReward(name, reward, _takes_metadata(reward, name))
+
+
+def load_networks(rewards: Sequence[NamedReward]) -> None:
+    """Loads the networks of rewards that show one, now and not at the first picture. Errors: what loading raises."""
+    for reward in rewards:
+        _ = reward.network
 
 
 def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
@@ -261,6 +269,7 @@ def _finite(judge: NamedReward, scores: Scores) -> Tensor:
         raise ContractError(
             f"reward `{judge.name}` returned {value[rows[0]].item()} for {len(rows)} of {len(value)} pictures (rows "
             f"{rows[:5]}): scores are finite numbers. NaN leaves a picture out, but not all of them."
+            + (f" The first note says: {scores.notes[rows[0]]}" if scores.notes and scores.notes[rows[0]] else "")
         )
     return value
 
