@@ -191,16 +191,21 @@ def _fast(runs: Sequence[Line]) -> Iterator[str]:
 
 
 def _forward(rows: Sequence[Row], runs: Sequence[Line]) -> Iterator[str]:
-    """The forward process: how many fewer network rows it takes to 0.8 SD than DDPO as it is, and than its fast row."""
-    slow, fast = (_spent(name, runs)[0] for name in FAST)
-    for name in (row.name for row in rows if row.group == "forward"):
-        spent, said, points = _spent(name, runs)
+    """The forward process: how many fewer network rows it takes to 0.8 SD than DDPO as it is, and than its fast row.
+
+    On another model than `shapes` than that model's one row of DDPO.
+    """
+    for row in (row for row in rows if row.group == "forward"):
+        others = [other.name for other in rows if other.target == "ddpo" and other.model == row.model]
+        names = FAST if row.model == "shapes" else tuple(others)
+        bases = [base for name in names if (base := _spent(name, runs)[0])]
+        spent, said, points = _spent(row.name, runs)
         if not said:
             continue
-        if spent and slow and fast:
-            times = [(base[0] / spent[0], base[1] / spent[1]) for base in (slow, fast)]
-            fewer = ", ".join(f"{f:.1f} and {b:.1f} x fewer than {to}" for (f, b), to in zip(times, FAST, strict=True))
-            goal = name.split("-")[0] in LEAN
+        if spent and bases and len(bases) == len(names):
+            times = [(base[0] / spent[0], base[1] / spent[1]) for base in bases]
+            fewer = ", ".join(f"{f:.1f} and {b:.1f} x fewer than {to}" for (f, b), to in zip(times, names, strict=True))
+            goal = row.target in LEAN
             good = f" {_tick(min(times[0]) >= LESS and points <= POINTS)}" if goal else ""
             said = f"{said}; {fewer}{good}"
         yield said
