@@ -22,6 +22,7 @@ from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
 from tastemaker.rewards.reward import NamedReward
+from tastemaker.rewards.terms import split
 from tastemaker.settings import RunSettings
 from tastemaker.shelf import Shelf
 from tastemaker.subjects import Part, Subject, of_words, policy_of, renamed
@@ -183,7 +184,7 @@ def _bench(first: Subject, flags: Mapping[str, Any], judges: Sequence[NamedRewar
 
 def _rewards(flags: Mapping[str, Any], run: RunSettings) -> list[Any]:
     if "rewards" in flags:
-        return str(flags["rewards"]).split(",")
+        return list(split(str(flags["rewards"])))
     return [run.reward, *(name for name in run.held_out_rewards if name != run.reward)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,9 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     world = World.here(str(device))
     _refuse_reward(resolved, dashes)
     reward = named(run.reward, key=_spelled("reward", resolved, dashes))
+    _refuse_comparison(resolved, reward, dashes)
     resolved.algorithm.check_reward(reward)
-    held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
+    held_out = _held_out(run.held_out_rewards, f"{dashes}held_out_rewards")
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
     resolved.algorithm.check_prompts(prompts.draw(Key(run.seed, "check").random("prompts"), TRIED))
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
@@ -96,6 +98,33 @@ def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:
     if resolved.algorithm.differentiates:
         key = _spelled("reward", resolved, dashes)
         gradient.refuse(resolved.run.reward, algorithm=_named(resolved), others=_undemanding(), key=key)
+
+
+def _refuse_comparison(resolved: config.Resolved, reward: NamedReward, dashes: str) -> None:
+    """A sum that weighs pictures against each other, where the algorithm or its groups have no place for that."""
+    if reward.comparison is None:
+        return
+    key, algorithm = _spelled("reward", resolved, dashes), resolved.algorithm
+    if algorithm.differentiates:
+        by = _named(resolved)
+        gradient.refuse_comparison(reward.comparison, algorithm=by, others=_undemanding(), key=key)
+    if reward.comparison.standardise == "group" and algorithm.per_prompt < 2:
+        raise ValueError(
+            f"{key}.standardise is `group`, the pictures of one prompt, but per_prompt is 1, and a picture alone has "
+            f"nothing to be compared with: raise {dashes}algorithm.per_prompt, or write `iteration`."
+        )
+
+
+def _held_out(specs: Sequence[Any], key: str) -> list[NamedReward]:
+    """The rewards that are recorded alone."""
+    found = [named(spec, key=key) for spec in specs]
+    for one in found:
+        if one.comparison is not None and one.comparison.standardise is not None:
+            raise ValueError(
+                f"{key}: `standardise` of `{one.name}` has no effect on a reward that nothing trains on: what is "
+                "recorded is the plain weighted sum, and every term. Leave it out."
+            )
+    return found
 
 
 def _named(resolved: config.Resolved) -> str:

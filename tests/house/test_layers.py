@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "policy.policy": ({"process", "prompts", "policy.conditioning"}, {"torch"}),
     "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
     "rewards": ({"prompts", "rewards"}, {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}),
+    "rewards.terms": ({"prompts"}, {"yaml"}),
     "policy": (
         {"process", "prompts", "policy"},
         {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},

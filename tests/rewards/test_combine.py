@@ -144,7 +144,7 @@ def test_it_stands_in_config_yaml_as_a_recipe_writes_it(tmp_path: Path) -> None:
     terms = [{"name": "jpeg_proxy", "weight": 0.3}, {"name": "brightness", "weight": 1.0}]
     for reward in ("jpeg_proxy:0.3,brightness:1", {"sum": terms}, Sum({"jpeg_proxy": 0.3, "brightness": 1})):
         found = resolved("ddpo", model="shapes", reward=reward)
-        assert found.tree["reward"] == {"sum": terms} and found.origin["reward.sum"] == "flag"
+        assert found.tree["reward"] == {"sum": terms, "standardise": None} and found.origin["reward.sum"] == "flag"
     path = tmp_path / "config.yaml"
     path.write_text(config.as_yaml(found.tree, found.origin))
     again = resolved(str(path))

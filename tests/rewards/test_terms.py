@@ -72,8 +72,8 @@ def test_terms_as_a_line() -> None:
         ([], "--reward: found a sum without terms"),
         ([("a", 1, 2)], "--reward: a term of a sum is a pair (reward, weight); found 3 entries."),
         ([{"weight": 1}], "--reward: a term of a sum is {name: NAME, weight: NUMBER}; found {'weight': 1}."),
-        ({"name": "a:1,b", "colour": "blue"}, "--reward.colour: a sum has no settings of its own."),
-        ({"sum": ["a"], "weight": 2}, "--reward.weight: a sum has no settings of its own."),
+        ({"name": "a:1,b", "colour": "blue"}, "--reward.colour: a sum has no setting of its own but `standardise`."),
+        ({"sum": ["a"], "weight": 2}, "--reward.weight: a sum has no setting of its own but `standardise`."),
     ],
 )
 def test_errors_name_the_key(written: Any, said: str) -> None:
