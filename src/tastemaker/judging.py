@@ -21,7 +21,7 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
-from tastemaker.rewards.reward import NamedReward
+from tastemaker.rewards.reward import NamedReward, apart
 from tastemaker.rewards.terms import split
 from tastemaker.settings import RunSettings
 from tastemaker.shelf import Shelf
@@ -170,7 +170,7 @@ def _bench(first: Subject, flags: Mapping[str, Any], judges: Sequence[NamedRewar
     """By the first subject's settings, with the flags over them."""
     resolved = _resolved(first, flags)
     run = resolved.run
-    judges = judges or [named(spec, key="--rewards") for spec in _rewards(flags, run)]
+    judges = judges or apart([named(spec, key="--rewards") for spec in _rewards(flags, run)])
     if own is None or "prompts" in flags.get("evaluation", {}):
         if judged_by(run) is None:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from tastemaker.prompts.sources import source
 from tastemaker.reports import trackers
 from tastemaker.rewards import gradient, named
 from tastemaker.rewards.recorded import Recorded
-from tastemaker.rewards.reward import NamedReward, check
+from tastemaker.rewards.reward import NamedReward, apart, check
 from tastemaker.settings import RunSettings
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import Bars
@@ -59,7 +58,7 @@ class Parts:
     @property
     def judges(self) -> list[NamedReward]:
         """The reward, and those that nothing trains on."""
-        return [self.reward.reward, *(one for one in self.held_out if one.name != self.reward.name)]
+        return [self.reward.reward, *self.held_out]
 
 
 def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
@@ -74,7 +73,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     reward = named(run.reward, key=_spelled("reward", resolved, dashes))
     _refuse_comparison(resolved, reward, dashes)
     resolved.algorithm.check_reward(reward)
-    held_out = _held_out(run.held_out_rewards, f"{dashes}held_out_rewards")
+    held_out = _held_out(run, reward, f"{dashes}held_out_rewards")
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
     resolved.algorithm.check_prompts(prompts.draw(Key(run.seed, "check").random("prompts"), TRIED))
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
@@ -115,16 +114,16 @@ def _refuse_comparison(resolved: config.Resolved, reward: NamedReward, dashes: s
         )
 
 
-def _held_out(specs: Sequence[Any], key: str) -> list[NamedReward]:
-    """The rewards that are recorded alone."""
-    found = [named(spec, key=key) for spec in specs]
+def _held_out(run: RunSettings, reward: NamedReward, key: str) -> list[NamedReward]:
+    """The rewards that are recorded alone, by names of their own; the one that is trained on is recorded anyway."""
+    found = [named(spec, key=key) for spec in run.held_out_rewards if spec != run.reward]
     for one in found:
         if one.comparison is not None and one.comparison.standardise is not None:
             raise ValueError(
                 f"{key}: `standardise` of `{one.name}` has no effect on a reward that nothing trains on: what is "
                 "recorded is the plain weighted sum, and every term. Leave it out."
             )
-    return found
+    return apart([reward, *found])[1:]
 
 
 def _named(resolved: config.Resolved) -> str:

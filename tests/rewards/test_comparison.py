@@ -124,7 +124,9 @@ def test_a_rollout_learns_from_what_everyones_scores_make_and_keeps_what_they_we
     def failing(images: Tensor, prompts: Prompts) -> Tensor:
         calls.append(len(images))
         value = closeness(images, prompts)
-        return value.index_fill(0, torch.tensor([k for k, b in enumerate(prompts.ids) if b in (2, 9)]).long(), torch.nan)
+        return value.index_fill(
+            0, torch.tensor([k for k, b in enumerate(prompts.ids) if b in (2, 9)]).long(), torch.nan
+        )
 
     algorithm, policy = DDPO(images=16, per_prompt=4, updates=2, steps=5, guidance=2.0), Toy()
     reward = Sum([(failing, 1), (size, {"weight": 2, "floor": 5e-4})], standardise="group")

@@ -9,7 +9,6 @@ an iteration before they are learned from (`tastemaker.rewards.comparison`).
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import named
 from tastemaker.rewards.comparison import Comparison, Rule
-from tastemaker.rewards.reward import NamedReward, Scores, adapt
+from tastemaker.rewards.reward import NamedReward, Scores, apart
 from tastemaker.rewards.terms import OPTIONS, reward_of, whole
 
 
@@ -40,18 +39,17 @@ class Sum:
     terms: tuple[NamedReward, ...] = field(init=False, repr=False)
 
     def __post_init__(self, key: str) -> None:
-        found, terms, seen = self._read(key), [], Counter[str]()
+        found, terms = self._read(key), []
         for k, one in enumerate(found["sum"]):
             spec = reward_of(one)
             at = f"{key}.sum[{k}]" if isinstance(spec, dict) else key
             term = named(spec, key=at)
             if term.comparison is not None:
                 raise ValueError(f"{at}: `standardise` and `floor` are of the outermost sum alone.")
-            seen[term.name] += 1
-            terms.append(adapt(term, f"{term.name}_{seen[term.name]}") if seen[term.name] > 1 else term)
+            terms.append(term)
         object.__setattr__(self, "sum", tuple(found["sum"]))
         object.__setattr__(self, "standardise", found.get("standardise"))
-        object.__setattr__(self, "terms", tuple(terms))
+        object.__setattr__(self, "terms", tuple(apart(terms)))
 
     def _read(self, key: str) -> dict[str, Any]:
         if self.standardise is None:

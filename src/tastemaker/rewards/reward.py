@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -94,6 +95,15 @@ def adapt(reward: Any, name: str | None = None) -> NamedReward:
             "called like one, `file.py:function` or one of " + ", ".join(TABLE) + "."
         )
     return NamedReward(name, reward, _takes_metadata(reward, name))
+
+
+def apart(rewards: Iterable[NamedReward]) -> list[NamedReward]:
+    """The rewards, with those of one name counted: `colour`, `colour_2`."""
+    found, seen = list[NamedReward](), Counter[str]()
+    for one in rewards:
+        seen[one.name] += 1
+        found.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name}_{seen[one.name]}"))
+    return found
 
 
 def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
