@@ -135,7 +135,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def estimate(run: Training, model: str, precision: str, checkpointing: bool, *, cuda: bool = True) -> memory.Memory:
     """What the plan says of a run's memory before anything is loaded."""
-    depth = run.algorithm.calls(range(run.plan.steps)).depth if run.algorithm.differentiates else 0
     setup = memory.Setup(
         model=model,
         lora=LoRA(),
@@ -144,7 +143,8 @@ def estimate(run: Training, model: str, precision: str, checkpointing: bool, *, 
         micro_batch=run.plan.micro_batch,
         sampling_batch=run.plan.sampling_batch,
         gradient_checkpointing=checkpointing,
-        depth=depth,
+        depth=run.algorithm.calls(range(run.plan.steps)).depth,
+        differentiates=run.algorithm.differentiates,
     )
     return memory.estimate(setup, cuda=cuda)
 

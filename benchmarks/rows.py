@@ -78,6 +78,7 @@ def _gradient(variant: str) -> Iterator[Row]:
 
 
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
+# Three controls differ too much to tell runs from them: six seeds.
 NOISED: dict[str, dict[str, Any]] = {
     "diffusion_nft": {"per_prompt": 1, "levels": 2, "kl": 0.0},
     "awm": {"per_prompt": 1, "levels": 2, "kl": 0.0},
@@ -99,7 +100,7 @@ HELD = {"images": 32, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate
 POLICY: dict[str, dict[str, Any]] = {
     "ddpo": {},
     "dpok": {"timestep_fraction": 1.0, "reward_weight": 1.0, "weight_decay": 1e-4},
-    "flow_grpo": {"per_prompt": 4, "kl": 0.0},
+    "flow_grpo": {"per_prompt": 4, "kl": 0.0, "advantage": "global"},
 }
 MODELS = {"shapes": ""}  # -> what their rows' names end in; a flow joins when its weights are in the package
 
@@ -124,7 +125,8 @@ def _noised(algorithm: str, model: str, ending: str) -> Row:
     more = {"lr_warmup_steps": 0}
     own = HELD_OUT | {"every": 2}
     name = f"{algorithm}-compressibility{ending}"
-    return Row(name, "forward", algorithm, "jpeg_compressibility", fields, own, more=more, model=model)
+    reward = "jpeg_compressibility"
+    return Row(name, "forward", algorithm, reward, fields, own, seeds=6, more=more, model=model)
 
 
 ROWS = (

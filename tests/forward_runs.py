@@ -25,6 +25,11 @@ def refuses_more_levels_than_steps(kind: type[Algorithm]) -> None:
         kind(**SMALL | {"levels": 7}).items(Toy().schedule(6))
 
 
+def refuses_the_error_of_eps_on_a_flow(kind: type[Algorithm]) -> None:
+    with pytest.raises(ValueError, match="space is eps, but the chain begins at pure noise.*: use space=velocity"):
+        kind(**SMALL, space="eps").items(Toy(flow=True).schedule(6))
+
+
 def costs_what_the_plan_says(algorithm: Algorithm, micro: int = 12) -> None:
     announced, took = costs(algorithm, Toy(sets=algorithm.sets), micro=micro, sampling=8)
     assert took == announced

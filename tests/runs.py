@@ -28,6 +28,9 @@ LORA = Path("lora") / "pytorch_lora_weights.safetensors"
 REWARDS = '''
 import os, signal
 from pathlib import Path
+
+def choices():
+    return "a cat", {"winner": "winner.png", "loser": "loser.png"}
 import torch
 from tastemaker.rewards.reward import Scores
 

@@ -120,6 +120,7 @@ class Stepless:
     """An algorithm without a chain, and with a name of its own for everything."""
 
     learning_rate: float = 1.0
+    settled = Algorithm.settled
 
 
 def test_short_names_are_the_paths_they_stand_for() -> None:
@@ -182,6 +183,18 @@ def test_what_the_caller_gave_stays_and_the_model_fills_the_rest() -> None:
 def test_an_object_is_built_again_without_being_given_more_than_it_was() -> None:
     run = config.resolve(Toy(), RUN, {}, spelling="argument")  # `kind` in given would raise
     assert run.algorithm == Toy() and run.algorithm.given == frozenset()
+
+
+def test_a_model_has_no_say_in_what_follows_from_what_was_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"algorithms": {"toy": {"images": 32, "steps": 7, "clip": 2e-4}}}
+    monkeypatch.setattr(Toy, "settled", lambda stated: frozenset({"steps"} if stated.get("kind") == "b" else ()))
+    for run in (
+        resolve("toy --algorithm.kind b --algorithm.clip 1e-3", said),
+        config.resolve(Toy(1, kind="b", clip=1), RUN, said),
+    ):
+        assert run.algorithm.steps == 50 and run.origin["algorithm.steps"] == "paper"
+    assert run.algorithm.images == 1
+    assert resolve("toy --algorithm.clip 1e-3", said).algorithm.steps == 7
 
 
 def test_an_explicit_default_is_the_callers() -> None:
@@ -276,6 +289,11 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
         ),
         ("--algorithm.sampler window", "--algorithm.sampler: window needs a value for `inside` and `size`."),
         (
+            "--algorithm.sampler window --algorithm.sampler.size 1 --algorithm.sampler.inside window "
+            "--algorithm.sampler.inside.size 2 --algorithm.sampler.inside.inside ddim",
+            "--algorithm.sampler.inside is a window, but the steps of a window need a sampler that is none",
+        ),
+        (
             "--algorithm.clip_range 1",
             "--algorithm.clip_range is not a setting of toy.  Did you mean `--algorithm.clip`?",
         ),
@@ -306,6 +324,28 @@ def test_texts_become_what_the_setting_is(flag: str, path: str, value: object) -
 )
 def test_errors_begin_with_the_key_as_it_was_typed(flags: str, message: str) -> None:
     assert refusal(f"toy {flags}").startswith(message)
+
+
+def test_what_an_algorithm_says_later_begins_with_the_key_too(recipe: Callable[[str], str]) -> None:
+    file = recipe("algorithm:\n  name: toy\n  clip: 2e-4\n")
+    mine = config.resolve(Toy(clip=0.1), RUN, {}, spelling="argument")
+
+    def told(run: config.Resolved, message: str) -> str:
+        with pytest.raises(ValueError) as caught, run.where.naming(run.algorithm):
+            raise ValueError(message)
+        return str(caught.value)
+
+    for run, said in (
+        (resolve("toy --algorithm.clip 1"), "--algorithm.clip"),
+        (resolve(file), "mine.yaml:3: algorithm.clip"),
+        (resolve("toy", {"algorithms": {"toy": {"clip": 1}}}), "tastemaker.json: algorithm.clip"),
+        (mine, "algorithm.clip"),
+    ):
+        assert told(run, "clip is 1: lower it.") == f"{said} is 1: lower it."
+    run = resolve("toy --algorithm.sampler.eta 1")
+    assert told(run, "eta is 1, but") == "--algorithm.sampler.eta is 1, but"  # of a part
+    for message in ("eta: no", "--fit 1 is not enough", "64 images (clip)", ""):
+        assert told(run, message) == message
 
 
 @pytest.mark.parametrize("key", ["model", "reward", "prompts"])

@@ -10,14 +10,16 @@ import torch
 
 import runs
 from tastemaker import config, fitting, planning
+from tastemaker.plan import Plan
 from tastemaker.process.schedule import Schedule
 
 CUDA = torch.device("cuda", 1)
+PLAN = Plan(1, 8, 2, 1, 1, 4, 1.0, items=1, micro_batch=3, sampling_batch=3)
 
 
-def resolved(**flags: Any) -> config.Resolved:
+def resolved(algorithm: str = "ddpo", **flags: Any) -> config.Resolved:
     given = {"model": runs.model(), "reward": "jpeg_compressibility", "prompts": "shapes", **flags}
-    return config.resolve("ddpo", {**given, "algorithm": {"images": 8, "updates": 1, "steps": 4}}, {})
+    return config.resolve(algorithm, {**given, "algorithm": {"images": 8, "updates": 1, "steps": 4}}, {})
 
 
 def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -47,6 +49,28 @@ def test_enough_free_memory_limits_the_calls_and_changes_nothing_else(monkeypatc
     run, limit, words = fitting.within(asked, CUDA)
     assert run is asked.run and words == [] and limit is not None and limit > 1
     assert fitting.within(resolved(plan={"micro_batch": 3}), CUDA)[1] is None
+
+
+@pytest.mark.parametrize("name", config.algorithms())
+def test_graphs_count_whether_or_not_the_reward_is_differentiated(name: str) -> None:
+    """As the algorithm says with no model there; the decoder's gradient is another matter."""
+    asked = resolved(name)
+    algorithm, setup = asked.algorithm, fitting._setup(asked, asked.run, 1)
+    assert setup.depth == algorithm.calls(range(4)).depth >= 1
+    assert setup.differentiates == algorithm.differentiates
+
+
+def test_pairs_leave_room_for_half_the_items() -> None:
+    """Diffusion-DPO holds the graphs of both pictures of a pair."""
+
+    def most(name: str) -> int:
+        limit = fitting.within(resolved(name, fit="8MB"), torch.device("cpu"))[1]
+        assert limit is not None
+        return limit
+
+    assert most("diffusion_dpo") == most("ram") // 2 > 1
+    rows = fitting.table(resolved("diffusion_dpo"), resolved("diffusion_dpo", fit="1GB").run, PLAN, CUDA)
+    assert next(row[2] for row in rows if row[0] == "saved activations").startswith("learning: 3 rows x 2 calls")
 
 
 def test_what_was_chosen_is_stated_and_what_was_asked_for_stays() -> None:

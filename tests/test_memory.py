@@ -14,10 +14,12 @@ from torch import nn
 
 import tiny
 from tastemaker import memory
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.memory import Setup, estimate, fit
 from tastemaker.metering import Cost, measure, network
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
+from toy_runs import iteration_of, plan_of
 
 GIB = 2**30
 UNET = {
@@ -130,6 +132,21 @@ def test_a_small_model_really_keeps_what_was_estimated(small: Path, lora: LoRA |
     text = torch.randn(6, tiny.TOKENS, tiny.WIDTH)
     real = really_saved(pipeline.unet, lambda: pipeline.unet(x, torch.zeros(6), text, return_dict=False)[0])
     assert guess.of("saved activations") == pytest.approx(real, rel=0.02)
+
+
+def test_pairs_really_keep_two_graphs_and_no_decoder(small: Path) -> None:
+    policy = load(str(small), lora=LoRA(rank=2))
+    algorithm = DiffusionDPO(images=6, updates=1, steps=2, guidance=2.0)
+    it = iteration_of(algorithm, policy, plan_of(algorithm, policy, micro=3))
+    update = next(iter(algorithm.iteration(it)))
+    assert len(update.batch) == 3
+    pipeline: Any = policy.pipeline()
+    real = really_saved(pipeline.unet, lambda: update.loss(update.batch).value)
+    one = estimate(Setup(small, LoRA(rank=2), micro_batch=3))
+    guess = estimate(Setup(small, LoRA(rank=2), micro_batch=3, depth=2))
+    assert guess.of("saved activations") == pytest.approx(real, rel=0.05)
+    assert guess.of("saved activations") == 2 * one.of("saved activations")
+    assert guess.of("working memory") == one.of("working memory")
 
 
 def test_activations_grow_with_the_rows_and_with_the_picture(small: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 import runs
 from tastemaker import config, fitting, flags, planning, preparation
@@ -20,6 +21,7 @@ from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import Listed, source
 from tastemaker.rewards import PENDING, named
 from tastemaker.rewards import TABLE as REWARDS
+from tastemaker.rewards.facts import FACTS
 from tastemaker.sweeping import Sweep
 from tastemaker.training.lines import read_lines
 from tastemaker.world import World
@@ -129,7 +131,7 @@ FORWARD = {
     "diffusion_nft_pickscore": Noised(
         *(1152, 24, 2, 1000, 10, 1.0, 3e-4, {"beta": 1.0, "kl": 1e-4, "levels": 10, "advantage_limit": 5.0}, "fp16", 32)
     ),
-    "awm_pickscore": Noised(1152, 24, 2, 1000, 10, 1.0, 3e-4, {"clip": 1.0, "kl": 1e-4, "levels": 6}, "fp16", 32),
+    "awm_pickscore": Noised(576, 24, 1, 1000, 14, 1.0, 3e-4, {"clip": 1.0, "kl": 5 * 1e-4, "levels": 6}, "fp16", 32),
     "diffusion_dpo_pickapic": Noised(
         *(2048, 1, 1, 2000, 50, 1.0, 2.048e-5, {"beta": 5000.0, "pairs": "given", "levels": 1}, "fp16", None)
     ),
@@ -161,7 +163,13 @@ RATIOS = {
     ),
     "flow_grpo_pickscore": Ratio(
         *(48 * 24, 24, 2, 2500, 10, 10, 4.5, 3e-4, 1e-4, 1.0),
-        {"clip": 1e-4, "kl": 0.01 / 10, "advantage_limit": 5.0, "sampler": {"name": "flow_sde", "a": 0.7}},
+        {
+            "clip": 1e-4,
+            "kl": 0.01 / 10,
+            "advantage": "global",
+            "advantage_limit": 5.0,
+            "sampler": {"name": "flow_sde", "a": 0.7},
+        },
         32,
     ),
 }
@@ -174,6 +182,12 @@ def fetched(prompts: Any) -> bool:
         return True
     name = str(prompts["name"] if isinstance(prompts, dict) else prompts)
     return name.startswith(hub.PREFIX) or Path(name).suffix in files.READERS
+
+
+def others(asked: dict[str, Any]) -> tuple[str, ...]:
+    """Flags for prompts that are part of the package, where a recipe's own are not."""
+    own = runs.reward("choices") if asked["algorithm"].get("pairs") == "given" else "animals"
+    return ("--prompts", own, "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
 
 
 class Apart(World):
@@ -206,9 +220,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
     reward = ("--reward", runs.reward("brightness")) if str(asked["reward"]) in PENDING else ()
-    prompts = (
-        ("--prompts", "animals", "--evaluation.prompts", "animals_heldout") if fetched(asked.get("prompts")) else ()
-    )
+    prompts = others(asked)
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
 
@@ -505,6 +517,25 @@ def test_a_recipe_whose_reward_is_not_built_asks_for_another(name: str) -> None:
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(f"tastemaker: recipe {name}: reward: `{reward}` is not built yet ({PENDING[reward]}); ")
     assert "give another with --reward NAME (" in ran.err and all(other in ran.err for other in REWARDS)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if str(config.asked(name, {})["reward"]) in FACTS])
+def test_a_recipe_whose_reward_is_to_be_downloaded_says_so_before_its_model_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, and with nothing in the cache."""
+
+    def never(*about: Any) -> None:
+        raise AssertionError("the model was asked for")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(preparation, "load_policy", never)
+    asked = config.asked(name, {})
+    ran = runs.call("train", name, *others(asked), "--output_dir", str(tmp_path / "run"))
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: reward `{asked['reward']}` needs "), ran.err
+    assert " MB), which is neither on this machine" in ran.err and "`hf download " in ran.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pending_reward_is_named_by_the_flag_that_asks_for_it(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import importlib
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -71,6 +72,26 @@ class Where(NamedTuple):
             if message.startswith(f"{written} "):
                 return ValueError(f"{field}{message.removeprefix(written)}")
         return ValueError(f"{field}: {message}")
+
+    @contextmanager
+    def naming(self, part: Any) -> Iterator[None]:
+        """An error inside that begins with a setting of this part, or of a part of it, begins as the user wrote it."""
+        try:
+            yield
+        except ValueError as error:
+            name, _, rest = str(error).partition(" ")
+            if (setting := self._setting(part, name)) is None:
+                raise
+            raise ValueError(f"{setting} {rest}") from error
+
+    def _setting(self, part: Any, name: str) -> Where | None:
+        """Where the part, or else a part of it, has a setting of this name."""
+        own = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        if name in own:
+            return self.at(name)
+        inner = ((key, value) for key, value in own.items() if dataclasses.is_dataclass(value))
+        found = (key for key, value in inner if name in {field.name for field in dataclasses.fields(value)})
+        return next((self.at(key).at(name) for key in found), None)
 
 
 def suggest(name: str, names: Iterable[str], path: str = "") -> str | None:

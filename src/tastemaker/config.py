@@ -58,6 +58,7 @@ class Resolved:
     run: RunSettings
     tree: dict[str, Any]
     origin: dict[str, str]
+    where: Where  # the algorithm's settings, as they were written
 
 
 def algorithms() -> Mapping[str, str]:
@@ -117,14 +118,13 @@ def resolve(
         name, default, given = _algorithm_name(target, layers), None, frozenset[str]()
         kind = attribute(algorithms()[name])
     else:
-        name, default, given = (
-            entry_of(algorithms(), type(target)) or type(target).__name__.lower(),
-            target,
-            _given(target),
-        )
+        name = entry_of(algorithms(), type(target)) or type(target).__name__.lower()
+        default, given = target, _given(target)
         kind = type(target)
     own = {field.name for field in fields(kind) if field.init}
-    layers = [_model_layer(model_defaults, name, own, given, RunSettings), *_environment(), *layers]
+    stated = {key: getattr(target, key) for key in given} | stack(layers)[0].get("algorithm", {})
+    closed = given | kind.settled(stated)
+    layers = [_model_layer(model_defaults, name, own, closed, RunSettings), *_environment(), *layers]
     tree, marks = stack(layers)
     if "learning_rate" not in given:
         _without_lora(tree, marks)
@@ -135,11 +135,12 @@ def resolve(
     if isinstance(tree.get("reward"), dict) and "sum" in tree["reward"]:
         tree["reward"].setdefault("standardise", None)
     run = build(RunSettings, tree, Where(marks=marks))
-    algorithm = build(kind, values, Where("algorithm", name, marks), default)
+    where = Where("algorithm", name, marks)
+    algorithm = build(kind, values, where, default)
     _required(run, spelling)
     made = {"algorithm": {"name": name, **plain(algorithm)}, **plain(run)}
     origin = _origins(made, marks, {f"algorithm.{key}": spelling for key in given})
-    return Resolved(name, algorithm, run, made, origin)
+    return Resolved(name, algorithm, run, made, origin, where)
 
 
 def _asked(target: object, flags: Mapping[str, Any], spelling: str) -> list[Layer]:
@@ -184,8 +185,8 @@ def _given(algorithm: object) -> frozenset[str]:
     return frozenset(algorithm.given)  # type: ignore[attr-defined]  # noted by Algorithm.__new__
 
 
-def _model_layer(defaults: Mapping[str, Any], name: str, own: set[str], given: frozenset[str], run: type) -> Layer:
-    """What the model says for all algorithms, and then for this one; what the caller's object says for itself stays."""
+def _model_layer(defaults: Mapping[str, Any], name: str, own: set[str], closed: frozenset[str], run: type) -> Layer:
+    """What the model says for all algorithms, and then for this one, without what it has no say in."""
     for key in defaults:
         if key not in ("defaults", "algorithms", "parts"):  # the last is read by `policy.load`
             raise ValueError(f"tastemaker.json: {key} is neither `defaults` nor `algorithms`.")
@@ -196,7 +197,7 @@ def _model_layer(defaults: Mapping[str, Any], name: str, own: set[str], given: f
             raise ValueError(f"tastemaker.json: defaults.{key} is neither a setting of a run nor of {name}.")
     mine = {key: value for key, value in common.items() if key in own} | defaults.get("algorithms", {}).get(name, {})
     tree = {key: value for key, value in common.items() if key in flat}
-    tree["algorithm"] = {key: value for key, value in mine.items() if key not in given}
+    tree["algorithm"] = {key: value for key, value in mine.items() if key not in closed}
     return layer("model", tree, lambda path: f"tastemaker.json: {path}")
 
 

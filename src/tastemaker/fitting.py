@@ -91,6 +91,7 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Set
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,
         use_8bit_adam=run.use_8bit_adam,
-        depth=algorithm.calls(range(algorithm.steps)).depth if algorithm.differentiates else 0,
+        depth=algorithm.calls(range(algorithm.steps)).depth,
+        differentiates=algorithm.differentiates,
         sets=(*sets, "ema") if run.ema is not None else sets,
     )

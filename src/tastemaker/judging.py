@@ -21,7 +21,8 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
-from tastemaker.rewards.reward import NamedReward, apart
+from tastemaker.rewards.combine import apart
+from tastemaker.rewards.reward import NamedReward, load_networks
 from tastemaker.rewards.terms import split
 from tastemaker.settings import RunSettings
 from tastemaker.shelf import Shelf
@@ -72,6 +73,7 @@ class Judging:
         return verdict
 
     def _judged(self, subject: Subject, bars: Bars) -> Verdict:
+        load_networks(self.bench.judges)
         policy = policy_of(subject, self.flags)
         if self.metric is None and len(set(self.bench.trial.prompts.groups)) < len(self.bench.trial.prompts):
             self.metric = self._metric(policy)

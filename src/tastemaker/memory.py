@@ -52,8 +52,10 @@ class Setup:
     use_8bit_adam: bool = False
     sets: tuple[str, ...] = ("base",)
     """Weight sets as `policy.load.load` takes them, "ema" among them."""
-    depth: int = 0
-    """Network calls of one item whose graphs are held until its picture is judged; 0 where the reward gives none."""
+    depth: int = 1
+    """Network calls of one item whose graphs are held at once."""
+    differentiates: bool = False
+    """Whether the reward's gradient goes through the decoder."""
     kernel: str = "efficient"
     """Attention: "efficient" for any fused kernel, "math" for none."""
 
@@ -225,21 +227,20 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     sampling = calling(pictures * setup.guided, False, False)
     decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel)
     learning = calling(rows, setup.gradient_checkpointing, True)
-    held = max(setup.depth, 1)
-    other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch * held
+    other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
     otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
     rest = learning.peak - learning.saved - learning.copies
-    judging = _differentiated(setup, model["vae"], latent) if setup.depth else 0
+    judging = _differentiated(setup, model["vae"], latent) if setup.differentiates else 0
     return [
         Line("sampling", "a sampling call", sampling.peak, f"{pictures * setup.guided} rows"),
         Line("decoding", "a decoding call", decoded.peak, f"{at_once} at a time"),
         Line(
             "learning",
             "saved activations",
-            learning.saved * held,
-            f"{rows} rows{f' x {held} calls' * (held > 1)}; {otherwise}",
+            learning.saved * setup.depth,
+            f"{rows} rows{f' x {setup.depth} calls' * (setup.depth > 1)}; {otherwise}",
         ),
-        Line("learning", "autocast's copies", learning.copies * held, "of weights, kept for backward"),
+        Line("learning", "autocast's copies", learning.copies * setup.depth, "of weights, kept for backward"),
         Line("learning", "working memory", max(rest, judging), "what comes and goes"),
     ]
 

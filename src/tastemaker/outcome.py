@@ -76,7 +76,7 @@ class Run:
         evaluation: settings over those of the run's own evaluations, such as `{"count": 256, "prompts": [...]}`.
         """
         from tastemaker.judging import compared
-        from tastemaker.rewards.reward import apart
+        from tastemaker.rewards.combine import apart
 
         self._need_weights()
         judges = apart(self._judges() if rewards is None else [named(one, key="rewards") for one in rewards])

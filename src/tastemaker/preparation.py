@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +26,9 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.reports import trackers
 from tastemaker.rewards import gradient, named
+from tastemaker.rewards.combine import apart
 from tastemaker.rewards.recorded import Recorded
-from tastemaker.rewards.reward import NamedReward, apart, check
+from tastemaker.rewards.reward import NamedReward, check, load_networks
 from tastemaker.settings import RunSettings
 from tastemaker.training.optimizer import Optimizer, OptimizerSettings
 from tastemaker.training.record import Bars
@@ -66,23 +69,27 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     model = config.asked(target, flags).get("model")
     home = model_folder(model) if isinstance(model, str) else None
     resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
-    run, dashes = resolved.run, "--" if spelling == "flag" else ""
+    run, algorithm, dashes = resolved.run, resolved.algorithm, "--" if spelling == "flag" else ""
+    naming = partial(resolved.where.naming, algorithm)
     device = torch.device(devices.pick(run.device))
     world = World.here(str(device))
     _refuse_reward(resolved, dashes)
     reward = named(run.reward, key=_spelled("reward", resolved, dashes))
     _refuse_comparison(resolved, reward, dashes)
-    resolved.algorithm.check_reward(reward)
+    with naming():
+        algorithm.check_reward(reward)
     held_out = _held_out(run, reward, f"{dashes}held_out_rewards")
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
-    resolved.algorithm.check_prompts(prompts.draw(Key(run.seed, "check").random("prompts"), TRIED))
+    drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
+    with naming():
+        algorithm.check_prompts(drawn)
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
     _refuse(resolved, home, output, dashes)
-    fitted, limit, words = fitting.within(resolved, device)
-    policy = load_policy(fitted, device, resolved.algorithm.sets)
-    plan = planning.solve(resolved.algorithm, fitted, policy.schedule(resolved.algorithm.steps), world.size, limit)
+    if not run.dry_run:
+        load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
+    fitted, words, policy, plan = _solved(resolved, naming, device, world.size)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
@@ -90,6 +97,18 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
         planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
     parts = Parts(resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
     return parts if run.dry_run else _tried(parts)
+
+
+def _solved(
+    resolved: config.Resolved, naming: Callable[[], AbstractContextManager[None]], device: torch.device, devices: int
+) -> tuple[RunSettings, list[str], Exportable, Plan]:
+    """The settings that fit the memory, what is to be said of it, the model, and the plan."""
+    with naming():
+        fitted, limit, words = fitting.within(resolved, device)
+    policy = load_policy(fitted, device, resolved.algorithm.sets)
+    with naming():
+        schedule = policy.schedule(resolved.algorithm.steps)
+        return fitted, words, policy, planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
 
 
 def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:

@@ -25,6 +25,7 @@ def test_settings_are_refused_with_the_reason(settings: dict[str, object], said:
 
 def test_more_levels_than_steps_are_refused() -> None:
     forward.refuses_more_levels_than_steps(AWM)
+    forward.refuses_the_error_of_eps_on_a_flow(AWM)
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])

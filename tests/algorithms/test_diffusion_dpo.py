@@ -14,10 +14,12 @@ from PIL import Image
 import forward_runs as forward
 import runs
 import tiny
+from tastemaker import config
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO, extremes
 from tastemaker.iteration import deal
 from tastemaker.policy.load import load
 from tastemaker.process.noise import Key
+from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.sources import source
 from tastemaker.rollout import collect
 from tastemaker.training.lines import read_lines
@@ -33,7 +35,8 @@ SMALL = forward.SMALL | {"per_prompt": 4}
         ({"levels": 0}, "levels is 0; it must be at least 1"),
         ({"beta": 0.0}, "beta is 0.0; it must be positive"),
         ({"per_prompt": 1}, "per_prompt is 1, so no prompt has two pictures to compare: use 2 or more"),
-        ({"pairs": "given"}, "per_prompt is 2, but pairs that are given come once: use per_prompt=1"),
+        ({"pairs": "given", "per_prompt": 2}, "per_prompt is 2, but pairs that are given come once: leave it out"),
+        ({"pairs": "given", "sampler": DDIM(0.0)}, "sampler has no effect with pairs=given.* leave it out, or use"),
         ({"pairs": "mine"}, "pairs is 'mine'; they are drawn or given"),
         ({"space": "v"}, "space is 'v'; it is one of x0, eps, velocity"),
     ],
@@ -44,6 +47,7 @@ def test_settings_are_refused_with_the_reason(settings: dict[str, object], said:
 
 def test_more_levels_than_steps_are_refused() -> None:
     forward.refuses_more_levels_than_steps(DiffusionDPO)
+    forward.refuses_the_error_of_eps_on_a_flow(DiffusionDPO)
 
 
 def test_the_best_and_the_worst_of_a_prompt_are_its_pair() -> None:
@@ -71,7 +75,7 @@ def test_pictures_that_score_the_same_are_no_pair() -> None:
 def test_the_gradient_is_the_formulas_by_finite_differences(flow: bool) -> None:
     """The loss is written out from outputs of the network, of the base beside it; its slope along random directions."""
     algorithm, policy, base = (
-        DiffusionDPO(**SMALL | {"updates": 1}, beta=3.0, space="eps"),
+        DiffusionDPO(**SMALL | {"updates": 1}, beta=3.0, space="x0" if flow else "eps"),
         Toy(flow=flow),
         Toy(flow=flow),
     )
@@ -96,7 +100,8 @@ def test_the_gradient_is_the_formulas_by_finite_differences(flow: bool) -> None:
                 errors = []
                 for network in (base, policy):
                     said = network.predict(x, i, schedule, one.rollout.conditioning.take(one.sample), 2.0)
-                    errors.append(float(((said.eps - eps.double()) ** 2).mean()))
+                    apart = said.x0 - x0 if flow else said.eps - eps.double()
+                    errors.append(float((apart**2).mean()))
                 gains.append(errors[0] - errors[1])
             total -= float(
                 torch.nn.functional.logsigmoid(torch.tensor(3.0 / 2 * (gains[0] - gains[1]), dtype=torch.float64))
@@ -140,10 +145,32 @@ def test_at_the_base_the_loss_is_log_2_and_leaving_it_costs_more_with_a_larger_b
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 def test_it_learns_from_pictures_it_draws(flow: bool) -> None:
     settings = forward.LEARNS | {"images": 64, "per_prompt": 4, "iterations": 15}
-    forward.learns(DiffusionDPO(**settings, beta=2.0), flow=flow, gain=0.8)
+    forward.learns(DiffusionDPO(**settings, beta=2.0, space="x0" if flow else "eps"), flow=flow, gain=0.8)
 
 
 # ---- pairs that are given
+
+
+@pytest.mark.parametrize("model", [{}, {"algorithms": {"diffusion_dpo": {"per_prompt": 4, "sampler": "ddim"}}}])
+def test_given_pairs_come_once_whatever_the_model_says(model: dict[str, Any]) -> None:
+    """From Python and from the command line; a model's values are those of pairs that are drawn."""
+    assert DiffusionDPO(pairs="given").per_prompt == 1
+    asked = {"model": "shapes", "reward": "jpeg_compressibility", "prompts": "shapes"}
+    typed = {**asked, "algorithm": {"pairs": "given"}}
+    for target, flags in (("diffusion_dpo", typed), (DiffusionDPO(pairs="given"), asked)):
+        found = config.resolve(target, flags, model)
+        assert (found.algorithm.per_prompt, found.algorithm.sampler) == (1, DDIM(0.0))
+        assert found.origin["algorithm.per_prompt"] == "paper"
+    with pytest.raises(ValueError, match="^--algorithm.per_prompt is 4, but pairs that are given come once"):
+        config.resolve("diffusion_dpo", {**asked, "algorithm": {"pairs": "given", "per_prompt": "4"}}, model)
+    assert config.resolve("diffusion_dpo", asked, model).algorithm.per_prompt == (4 if model else 2)
+
+
+def test_given_pairs_need_no_other_setting_on_the_built_in_model(tmp_path: Path) -> None:
+    asked = ("--model", "shapes", "--reward", "jpeg_compressibility", "--prompts", "pairs", "--prompts.path")
+    few = ("--evaluation.count", "2", "--device", "cpu", "--output_dir", str(tmp_path / "run"), "--dry-run")
+    ran = runs.call("train", "diffusion_dpo", *asked, str(saved(tmp_path)), "--algorithm.pairs", "given", *few)
+    assert ran.code == 0 and "dry run" in ran.out, ran.err
 
 
 def saved(folder: Path, count: int = 4, size: int = 16) -> Path:
@@ -165,7 +192,7 @@ def test_given_pairs_are_learned_from_the_same_however_calls_are_cut(tmp_path: P
     found = []
     for micro, sampling in ((8, 4), (3, 1)):
         policy = load(str(tiny.save(tmp_path / "model")), lora=None)
-        algorithm = DiffusionDPO(pairs="given", per_prompt=1, images=4, steps=4, levels=2, beta=10.0)
+        algorithm = DiffusionDPO(pairs="given", images=4, steps=4, levels=2, beta=10.0)
         plan = plan_of(algorithm, policy, micro=micro, sampling=sampling)
         it = iteration_of(algorithm, policy, plan)
         it.prompts, _ = deal(source({"name": "pairs", "path": str(file)}), Key(SEED, 0), plan, it.world)
@@ -191,8 +218,6 @@ def test_a_run_on_given_pairs_asks_the_reward_for_nothing_but_its_judging(tmp_pa
     own = (
         "--algorithm.pairs",
         "given",
-        "--algorithm.per_prompt",
-        "1",
         "--algorithm.images",
         "4",
         "--algorithm.beta",
@@ -207,7 +232,7 @@ def test_a_run_on_given_pairs_asks_the_reward_for_nothing_but_its_judging(tmp_pa
 
 
 def test_a_run_whose_prompts_have_no_pairs_is_refused_before_any_work(tmp_path: Path) -> None:
-    own = ("--algorithm.pairs", "given", "--algorithm.per_prompt", "1", "--reward", "jpeg_compressibility")
+    own = ("--algorithm.pairs", "given", "--reward", "jpeg_compressibility")
     ran = runs.call("train", "diffusion_dpo", "--model", str(tmp_path / "no model"), "--prompts", "animals", *own)
     assert ran.code != 0 and "pairs is `given`, but the prompt" in ran.err, ran.err
 
@@ -242,7 +267,7 @@ def test_a_folder_of_pairs_is_read(tmp_path: Path) -> None:
 
 
 def test_prompts_without_pairs_and_files_that_are_no_pictures_are_told(tmp_path: Path) -> None:
-    algorithm = DiffusionDPO(pairs="given", per_prompt=1, images=2, steps=4)
+    algorithm = DiffusionDPO(pairs="given", images=2, steps=4)
     it = iteration_of(algorithm, Toy())
     with pytest.raises(ValueError, match="has no winner and loser: use --prompts pairs --prompts.path"):
         made(next(iter(algorithm.iteration(it))))

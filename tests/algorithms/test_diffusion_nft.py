@@ -19,10 +19,17 @@ from toy_runs import gradient, iteration_of
         ({"kl": -0.1}, "kl is -0.1; it must be at least 0"),
         ({"beta": 0.0}, "beta is 0.0; it must be positive"),
         ({"keep_most": 1.5}, "keep_most is 1.5; it is a share between 0 and 1"),
+        ({"keep_most": 0.0, "ramp": 0.1}, "ramp has no effect at keep_most=0, .* leave it out, or raise keep_most"),
+        ({"ramp": 0.0, "keep_most": 0.3}, "keep_most has no effect at ramp=0, .* leave it out, or raise ramp"),
     ],
 )
 def test_settings_are_refused_with_the_reason(settings: dict[str, object], said: str) -> None:
     forward.refuses(DiffusionNFT, settings, said)
+
+
+def test_one_of_two_zeros_may_stand_alone() -> None:
+    for settings in ({"keep_most": 0.0}, {"ramp": 0.0}, {"keep_most": 0.0, "ramp": 0.0}):
+        assert DiffusionNFT(**settings).given == settings.keys()
 
 
 def test_more_levels_than_steps_are_refused() -> None:

@@ -45,7 +45,7 @@ def flat_in(*groups: int, reward: Scorer = closeness) -> Scorer:
         ),
         ({"kl": -0.1}, "kl is -0.1; it must be at least 0"),
         ({"clip": 0.0}, "clip is 0.0; it must be positive"),
-        ({"advantage": "local"}, "advantage is 'local'; it is one of group, global, none"),
+        ({"advantage": "local"}, "advantage is 'local'; it is one of global, group, none"),
         ({"baseline": "median"}, "baseline is 'median'; it is one of mean, leave_one_out"),
         ({"advantage_limit": 0.0}, "advantage_limit is 0.0; it must be positive"),
         ({"timestep_fraction": 0.0}, "timestep_fraction is 0.0; it must be above 0"),
@@ -66,7 +66,8 @@ def test_a_deterministic_chain_is_refused_before_any_work(same_noise: bool) -> N
 def test_defaults_are_the_authors() -> None:
     made = FlowGRPO()
     assert (made.images, made.per_prompt, made.updates, made.steps, made.guidance) == (48 * 24, 24, 2, 10, 4.5)
-    assert (made.clip, made.kl, made.advantage_limit, made.learning_rate) == (1e-4, 0.04, 5.0, 3e-4)
+    assert (made.clip, made.kl, made.advantage_limit, made.learning_rate) == (1e-4, 0.04 / 10, 5.0, 3e-4)
+    assert (made.advantage, made.baseline) == ("global", "mean")
     assert made.sampler == FlowSDE(0.7) and made.items(Toy(flow=True).schedule(10)) == 10
 
 
@@ -76,10 +77,10 @@ def test_defaults_are_the_authors() -> None:
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({}, lambda r, g: per_group(r, g)),
+        ({"advantage": "group"}, lambda r, g: per_group(r, g)),
         ({"advantage": "none", "baseline": "leave_one_out"}, leave_one_out),
-        ({"baseline": "leave_one_out"}, lambda r, g: per_group(r, g) * 4 / 3),
-        ({"advantage": "global"}, lambda r, g: leave_one_out(r, g) * 3 / 4 / (r.double().std(correction=0) + 1e-4)),
+        ({"advantage": "group", "baseline": "leave_one_out"}, lambda r, g: per_group(r, g) * 4 / 3),
+        ({}, lambda r, g: leave_one_out(r, g) * 3 / 4 / (r.double().std(correction=0) + 1e-4)),
     ],
 )
 def test_advantages_are_measured_inside_the_group_and_cut(settings: dict[str, Any], wanted: Any) -> None:

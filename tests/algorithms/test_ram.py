@@ -24,6 +24,7 @@ def test_settings_are_refused_with_the_reason(settings: dict[str, object], said:
 
 def test_more_levels_than_steps_are_refused() -> None:
     forward.refuses_more_levels_than_steps(RAM)
+    forward.refuses_the_error_of_eps_on_a_flow(RAM)
 
 
 def test_an_iteration_costs_what_the_plan_says() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import forward_runs as forward
+from tastemaker import config
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.process.samplers import DDIM
 
@@ -18,6 +21,8 @@ from tastemaker.process.samplers import DDIM
         ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
         ({"top": 1.5}, "top is 1.5; it is a share between 0"),
         ({"top": 0.1, "temperature": 0.3}, "temperature has no effect with top"),
+        ({"top": 0.1, "temperature": 1.0}, "temperature has no effect with top.* leave one of them out"),
+        ({"guidance": 1.0, "guidance_in_loss": False}, "guidance_in_loss has no effect at guidance=1.0.* leave it out"),
         ({"space": "noise"}, "space is 'noise'; it is one of x0, eps, velocity"),
     ],
 )
@@ -27,6 +32,7 @@ def test_settings_are_refused_with_the_reason(settings: dict[str, object], said:
 
 def test_more_levels_than_steps_are_refused() -> None:
     forward.refuses_more_levels_than_steps(RWR)
+    forward.refuses_the_error_of_eps_on_a_flow(RWR)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -34,6 +40,13 @@ def test_defaults_are_the_papers() -> None:
     assert (own.images, own.iterations, own.inner_epochs, own.guidance, own.sampler) == (10_240, 10, 5, 5.0, DDIM(1.0))
     assert own.guidance_in_loss and own.learning_guidance == 5.0 and own.space == "eps"
     assert RWR(guidance_in_loss=False).learning_guidance == 1.0
+
+
+@pytest.mark.parametrize(("top", "temperature"), [("0.1", 1.0), ("0", 0.5), (None, 0.5)])
+def test_a_models_temperature_gives_way_to_the_best_share(top: str | None, temperature: float) -> None:
+    asked = {"model": "shapes", "reward": "jpeg_compressibility", "algorithm": {"top": top} if top else {}}
+    said = config.model_defaults(Path(config.__file__).parent / "shapes")
+    assert config.resolve("rwr", asked, said).algorithm.temperature == temperature
 
 
 def test_weights_are_exponentials_with_a_mean_of_one() -> None:
@@ -64,4 +77,5 @@ def test_a_failed_score_is_left_out() -> None:
 @pytest.mark.parametrize("flow", [False, True], ids=["eps", "flow"])
 @pytest.mark.parametrize("weighing", [{"temperature": 0.3}, {"top": 0.2}], ids=["dense", "sparse"])
 def test_it_learns(flow: bool, weighing: dict[str, float]) -> None:
-    forward.learns(RWR(**forward.LEARNS, inner_epochs=1, **weighing), flow=flow, gain=0.8)
+    space = "velocity" if flow else "eps"
+    forward.learns(RWR(**forward.LEARNS, inner_epochs=1, space=space, **weighing), flow=flow, gain=0.8)

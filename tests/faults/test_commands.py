@@ -56,7 +56,7 @@ ARITHMETIC = [
     ("--algorithm.updates 3 --algorithm.per_prompt 2", "4 images do not make equal updates: 3 updates of whole groups"),
     ("--algorithm.images 0", "--algorithm.images is 0; it must be at least 1."),
     ("--plan.micro_batch 0", "--plan.micro_batch is 0; it is 1 or more."),
-    ("--algorithm.steps 2000", "steps is 2000, this model's chains have 1 to 1000."),
+    ("--algorithm.steps 2000", "--algorithm.steps is 2000, this model's chains have 1 to 1000."),
     ("--fit 1MB", "--fit 1.0 MiB is not enough: at least "),
     (
         "--resolution 18",
@@ -107,7 +107,7 @@ IDLE = [
         "--algorithm.guidance 1 --algorithm.guidance_in_loss false",
         "--algorithm.guidance_in_loss has no effect at guidan",
     ),
-    ("--algorithm.sampler.eta 0", "sampler DDIM(eta=0.0) draws nothing at random in 3 steps"),
+    ("--algorithm.sampler.eta 0", "--algorithm.sampler DDIM(eta=0.0) draws nothing at random in 3 steps"),
     ("--resolution 16 --height 16", "--resolution is given beside height or width"),
     ("--overwrite --resume_from_checkpoint latest", "--overwrite empties the folder that resume_from_checkpoint would"),
     ("--no-lora --lora.rank 2", "--lora.rank sets a part of `lora`, which --no-lora switches: take one of them out."),
@@ -121,6 +121,24 @@ def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path: Path, flags: str,
 
     output = tmp_path / "run"
     assert refused(runs.words(output, *filled(flags).split()), output).startswith(filled(said))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "said"),
+    [
+        ("awm", "--algorithm.levels 30", "--algorithm.levels is 30, but the chain has 3 steps: lower it"),
+        ("draft", "--algorithm.k 9", "--algorithm.k is 9, but the chain has 3 steps"),
+        ("alignprop", "--algorithm.truncation fixed --algorithm.truncation.k 9", "--algorithm.truncation.k is 9, but"),
+        ("draft", "--algorithm.reward_dropout", "--algorithm.reward_dropout has no effect on the reward `brightness`"),
+        ("diffusion_dpo", "--algorithm.pairs given", "--algorithm.pairs is `given`, but the prompt 'a "),
+    ],
+)
+def test_what_shows_beside_model_reward_or_prompts_is_named_as_typed(
+    tmp_path: Path, algorithm: str, flags: str, said: str
+) -> None:
+    output = tmp_path / "run"
+    command, _, *rest = runs.words(output, *flags.split())
+    assert refused([command, algorithm, *rest], output).startswith(said)
 
 
 @pytest.mark.parametrize(("name", "said"), REWARDS)

@@ -24,7 +24,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "policy.pictures": (set(), {"torch", "numpy", "PIL"}),
     "policy.policy": ({"process", "prompts", "policy.conditioning"}, {"torch"}),
     "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
-    "rewards": ({"prompts", "rewards"}, {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}),
+    "rewards": (
+        {"prompts", "rewards"},
+        {"torch", "numpy", "PIL", "accelerate", "rapidocr", "transformers", "safetensors", "huggingface_hub"},
+    ),
     "rewards.terms": ({"prompts"}, {"yaml"}),
     "policy": (
         {"process", "prompts", "policy"},
@@ -71,7 +74,7 @@ ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subj
 ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "fitting"}, "metering": {"metering", "memory"}}
 
 # import name -> the name in pyproject.toml, where they differ
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def modules() -> set[str]:

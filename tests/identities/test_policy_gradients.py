@@ -62,7 +62,7 @@ def step(policy: Toy, algorithm: Any, x: Tensor, i: int, text: str) -> tuple[Ten
     x, v, total = x / (alpha + sigma), eps - x0, alpha1 + sigma1
     s0, s1 = sigma / (alpha + sigma), sigma1 / total
     at = s1 if s0 == 1 else s0
-    s = sampler.a * math.sqrt(at / (1 - at)) if isinstance(sampler, FlowSDE) else sampler.eta
+    s = sampler.a * math.sqrt(s0 / (1 - at)) if isinstance(sampler, FlowSDE) else sampler.eta
     mean = x * (1 + s**2 / (2 * s0) * (s1 - s0)) + v * (1 + s**2 * (1 - s0) / (2 * s0)) * (s1 - s0)
     return total * mean, total * s * math.sqrt(s0 - s1)
 
@@ -114,7 +114,7 @@ CASES: dict[str, tuple[bool, Algorithm, Scorer]] = {
     "dpok on a flow": (True, DPOK(timestep_fraction=1.0, sampler=DanceSDE(), **SHARED), failing(lambda b: b == 3)),
     "flow_grpo": (True, FlowGRPO(**GROUPS), closeness),
     "on an eps model": (False, FlowGRPO(**GROUPS), flat_in(1)),
-    "global": (True, FlowGRPO(advantage="global", **GROUPS), failing(lambda b: b in (0, 5))),
+    "by the group": (True, FlowGRPO(advantage="group", **GROUPS), failing(lambda b: b in (0, 5))),
     "leave one out": (True, FlowGRPO(advantage="none", baseline="leave_one_out", **GROUPS), failing(lambda b: b == 5)),
     "recentred": (True, FlowGRPO(recentred=True, **GROUPS), flat_in(0)),
     "recentred, ddim": (False, FlowGRPO(recentred=True, sampler=DDIM(0.7), **GROUPS), closeness),

@@ -44,7 +44,7 @@ def test_on_a_flow_the_sdes_are_the_published_formulas(sampler: FlowSDE | DanceS
         sigma, after = 1 - i / 7, 1 - (i + 1) / 7
         x, v, dt = (1 - sigma) * x0 + sigma * eps, eps - x0, after - sigma
         at = 1 - 1 / 7 if i == 0 else sigma
-        s = sampler.a * math.sqrt(at / (1 - at)) if isinstance(sampler, FlowSDE) else sampler.eta
+        s = sampler.a * math.sqrt(sigma / (1 - at)) if isinstance(sampler, FlowSDE) else sampler.eta
         mean = x * (1 + s**2 / (2 * sigma) * dt) + v * (1 + s**2 * (1 - sigma) / (2 * sigma)) * dt
         found = sampler.transition(Prediction(x0, eps), x, i, schedule)
         torch.testing.assert_close(found.mean, mean, rtol=1e-12, atol=1e-12)
@@ -101,7 +101,7 @@ def test_the_last_step_of_an_sde_is_random_and_a_window_ends_without_noise() -> 
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_pure_noise_takes_the_rate_of_the_next_step(steps: int) -> None:
+def test_pure_noise_is_divided_by_what_the_next_step_has_of_a_picture(steps: int) -> None:
     """Also where alpha[0] is only nearly 0, as tables of some models have it."""
     for first in (1.0, 1 - 1e-7, 1 - 2e-4):
         schedule = flow(steps)
@@ -110,7 +110,7 @@ def test_pure_noise_takes_the_rate_of_the_next_step(steps: int) -> None:
             continue  # nothing comes after it
         stds = FlowSDE().stds(schedule)
         second = 1 - 1 / steps
-        wanted = 0.7 * math.sqrt(second / (1 - second)) * math.sqrt(first - second)
+        wanted = 0.7 * math.sqrt(first / (1 - second)) * math.sqrt(first - second)
         assert stds.isfinite().all() and float(stds[0]) == pytest.approx(wanted)
 
 

@@ -179,6 +179,8 @@ def test_windows_that_cannot_be_are_refused() -> None:
         Window(DDIM(), size=1, first=-1)
     with pytest.raises(ValueError, match="no 3 steps"):
         Window(DDIM(), size=3, first=2, last=3)
+    with pytest.raises(ValueError, match=r"^inside is a window, .* such as ddim"):
+        Window(Window(DDIM(), size=3), size=1)
     for window in (Window(DDIM(0.0), size=1), Window(DDIM(), size=10), Window(DDIM(), size=1, first=9)):
         with pytest.raises(ValueError, match="consecutive random steps"):
             window.drawn(Key(0, 0), variance_preserving(10))

@@ -285,6 +285,7 @@ def test_what_has_no_place_is_refused_before_the_model_is_loaded() -> None:
         (("draft", *compared), "--reward: draft differentiates the reward call by call, but `standardise` weighs a"),
         (("draft", "--reward", "brightness,smoothness{floor: 1}"), "but `floor` weighs a picture against all others"),
         (("draft", "--reward", "brightness,smoothness{floor: 1}"), "or write `at_least`, which costs weight x what"),
+        (("draft", "--reward", "(brightness,jpeg_compressibility):2,colour"), "`jpeg_compressibility` has no gradient"),
         (("ddpo", "--reward", "brightness", "--reward.standardise", "group"), "standardise is not a setting of"),
     ):
         ran = runs.call("train", *words, "--model", "no/such-model", "--prompts", "shapes", "--dry-run")

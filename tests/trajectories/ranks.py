@@ -18,11 +18,13 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.diffusion_nft import DiffusionNFT
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.flow_grpo import FlowGRPO
 from tastemaker.algorithms.grad_copy import GradCopy
+from tastemaker.algorithms.ram import RAM
 from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.process.flow_samplers import FlowSDE
@@ -92,6 +94,8 @@ CASES = {
     "truncated": Case(AlignProp(truncation=PerStep(), **FRESH), lost=(0, 1, 4, 5)),
     "mirrored": Case(DiffusionNFT(levels=3, kl=0.1, ramp=0.1, **FRESH), lost=(2, 9)),
     "matched": Case(AWM(levels=2, clip=0.2, kl=0.1, **FRESH), flow=True, lost=(0, 1, 4, 5, 11)),
+    "tilted": Case(RAM(levels=2, **FRESH), lost=(2, 9)),
+    "preferred": Case(DiffusionDPO(levels=2, beta=5.0, **FRESH | {"per_prompt": 4}), lost=(0, 4, 5, 6)),
     "best of all": Case(RWR(levels=2, top=0.4, inner_epochs=2, **FRESH)),
     "summed in groups": Case(FlowGRPO(clip=0.2, **TWICE | {"per_prompt": 4}), lost=(0, 4, 5), standardise="group"),
     "summed": Case(WHOLE, lost=(0, 1, 4), standardise="iteration"),

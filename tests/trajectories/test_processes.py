@@ -79,7 +79,7 @@ def test_two_processes_make_the_run_of_one(name: str, folder: Path, tmp_path: Pa
     differ = ["network_calls", "queries"] if CASES[name].algorithm.differentiates else ["network_calls"]
     ours, theirs = metrics(tmp_path, *differ), metrics(folder / name, *differ)
     assert close(ours, theirs)
-    own = {"log_ratio", "reward", "kl", "error"}  # what algorithms add, each at least one of these
+    own = {"log_ratio", "reward", "kl", "error", "margin"}  # what algorithms add, each at least one of these
     told = [update.keys() for row in theirs for update in row["updates"]]
     assert all({"loss", "grad_norm"} <= names and names & own for names in told)
 

@@ -10,10 +10,15 @@ from torch import Tensor
 
 import tiny
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.diffusion_nft import DiffusionNFT
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.flow_grpo import FlowGRPO
 from tastemaker.algorithms.grad_copy import GradCopy
+from tastemaker.algorithms.ram import RAM
+from tastemaker.algorithms.rwr import RWR
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM, Window
@@ -37,6 +42,13 @@ SUMMED = WINDOWS._replace(standardise="group")
 LAST = Case(DRaFT(k=2, kl=0.3, learning_rate=0.02, **FRESH), lost=(3,))
 TRUNCATED = Case(AlignProp(**FRESH | {"learning_rate": 0.02}), lost=(3,))
 COPIED = Case(GradCopy(chosen=2, **FRESH | {"learning_rate": 0.02}), lost=(3,))
+# Those that noise finished pictures again; the first two have old weights, and MIRRORED counts its iterations.
+AGAIN = FRESH | {"learning_rate": 0.02, "levels": 2}
+MIRRORED = Case(DiffusionNFT(kl=0.3, ramp=0.2, **AGAIN), lost=(3,))
+MATCHED = Case(AWM(clip=0.2, kl=0.3, **AGAIN), lost=(3,))
+TILTED = Case(RAM(**AGAIN), lost=(3,))
+PREFERRED = Case(DiffusionDPO(beta=5.0, **AGAIN | {"levels": 3}), lost=(3,))
+WEIGHED = Case(RWR(inner_epochs=2, **AGAIN), lost=(3,))
 
 
 class Place(NamedTuple):
@@ -46,6 +58,10 @@ class Place(NamedTuple):
     must, and learns in 14: 4 updates of 3 or 4. PLAIN has no such 6, and WINDOWS has updates of 1 or 2. One of LAST
     draws in 4 for each of its 2 updates, which learn in 2 and ask the base in 2 more; one of COPIED draws in 8 for
     each, which learn in 2.
+
+    MIRRORED and MATCHED draw in 12, and each of their 2 updates learns in 2 calls and asks base and old in 4 more;
+    TILTED the base alone, in 2, and WEIGHED, which has 4 updates, nobody. PREFERRED has a pair less in one of its 2
+    updates: they learn in 4 and 2 calls, of two graphs each, and ask the base in as many.
     """
 
     case: Case
@@ -89,6 +105,16 @@ PLACES = {
     "copied, in the first drawing": Place(COPIED, "drawing", 16 + 3, "checkpoint-1"),
     "copied, in the second drawing": Place(COPIED, "drawing", 16 + 8 + 3, "checkpoint-1-1"),
     "copied, in a second update": Place(COPIED, "learning", 4 + 2 + 2, "checkpoint-1-1"),
+    "mirrored, in a rollout of the old weights": Place(MIRRORED, "drawing", 20 + 5, "checkpoint-1"),
+    "mirrored, while old weights are asked": Place(MIRRORED, "drawing", 20 + 12 + 5, "checkpoint-1-1"),
+    "mirrored, before old weights follow": Place(MIRRORED, "update", 2 + 2, "checkpoint-2"),
+    "matched, in a rollout": Place(MATCHED, "drawing", 20 + 5, "checkpoint-1"),
+    "matched, in a second update": Place(MATCHED, "learning", 4 + 3, "checkpoint-1-1"),
+    "tilted, while the base is asked": Place(TILTED, "drawing", 16 + 12 + 3, "checkpoint-1-1"),
+    "preferred, in a rollout": Place(PREFERRED, "drawing", 18 + 5, "checkpoint-1"),
+    "preferred, in the last call of a second update": Place(PREFERRED, "learning", 6 + 6, "checkpoint-1-1"),
+    "weighed, in the second epoch": Place(WEIGHED, "learning", 8 + 5, "checkpoint-1-2"),
+    "weighed, between updates": Place(WEIGHED, "update", 4 + 1, "checkpoint-1-1"),
 }
 
 
@@ -166,6 +192,13 @@ def test_what_is_compared_is_all_there(straight: dict[Case, Path]) -> None:
     assert max(map(len, found.data["state"]["history"].values())) == 6
     assert {name.split("/")[1] for name in found.tensors if name.startswith("policy/")} == {"current", "ema"}
     assert not last(straight[PLAIN]).data["state"]["renew"]
+    found = last(straight[MIRRORED])
+    assert found.data["state"]["done"] == 3
+    sets = [
+        {name: t for name, t in found.tensors.items() if f"policy/{which}/" in name} for which in ("old", "current")
+    ]
+    moved = [torch.cat([t.flatten() for t in tensors.values()]) for tensors in sets]
+    assert (moved[0] - moved[1]).norm() > 1e-3  # it keeps some of what was before
     rows = metrics(straight[RENEWED])
     assert [row["iteration"] for row in rows] == [0, 1, 2] and all(len(row["updates"]) == 4 for row in rows)
     assert [row["queries"] for row in rows] == [8] * 3

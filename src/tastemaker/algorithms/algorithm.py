@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -52,6 +52,11 @@ class Algorithm(ABC):
         for name in ("guidance", "weight_decay"):
             at_least(self, name, 0)
         positive(self, "learning_rate")
+
+    @classmethod
+    def settled(cls, stated: Mapping[str, Any]) -> frozenset[str]:
+        """Names of fields that follow from values that somebody stated, so that a model has no say in them."""
+        return frozenset()
 
     def begin(self) -> State:
         """The state before the first iteration: plain data, JSON and tensors."""

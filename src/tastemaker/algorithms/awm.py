@@ -11,6 +11,8 @@ Departs from the published implementations:
 1. w is 1 in the error that `space` names; a generalised Huber loss is not offered.
 2. One anchor, the base; a second one that follows the weights slowly is not kept.
 3. A prompt with one picture is compared with all of the iteration.
+4. A is cut to +- advantage_limit; there it is divided by that limit too, so kl = 1e-4 of that code is 5e-4 here.
+5. Pictures are drawn by the chain's ODE (first order); there by a solver of higher order.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class AWM(Algorithm):
     guidance: float = 1.0  # classifier-free guidance, in drawing and in the loss; 1 switches it off
     levels: int = 6  # noise levels each picture is learned from, spread over the chain
     clip: float = 1.0  # of the ratio
-    kl: float = 1e-4  # weight of the squared distance to the base's velocity
+    kl: float = 5e-4  # weight of the squared distance to the base's velocity
     space: str = "velocity"  # the error that is squared: velocity, eps or x0
     advantage_limit: float = 5.0  # advantages are cut to +- this
     sampler: Sampler = field(default_factory=lambda: DDIM(eta=0.0))  # draws the training pictures
@@ -59,7 +61,7 @@ class AWM(Algorithm):
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
-        return check(self.levels, schedule)
+        return check(self.levels, schedule, self.space)
 
     def calls(self, schedule: Sized) -> Calls:
         return calls(self, schedule, others=1 + (self.kl > 0))

@@ -12,14 +12,17 @@ drawn by the weights as they are (online).
 Departs from the authors' code:
 1. Noise levels are those of a sampling chain, not all of the model's thousand; `levels` of them a pair.
 2. Pairs of pictures that score the same are left out.
-3. Of networks that predict v or a flow's velocity the error is theirs (`space`).
+3. The error of eps is asked of every kind of network; `space` makes it that of x0 or the velocity.
+4. Captions are never left out, and pictures never turned round; there a fifth of the captions is empty, and half of
+   the pictures are mirrored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +69,7 @@ class DiffusionDPO(Algorithm):
     weight_decay: float = 1e-2  # of AdamW
     levels: int = 1  # noise levels each pair is learned from, spread over the chain
     beta: float = 5000.0  # how dear it is to leave the base: 2000 to 5000 for errors that are means over the latent
-    space: str = "eps"  # the error that is squared: eps, x0 or velocity
+    space: str = "eps"  # the error that is squared: eps, x0 or velocity; of a flow x0 or velocity
     sampler: Sampler = field(default_factory=lambda: DDIM(eta=0.0))  # draws the training pictures
 
     def __post_init__(self) -> None:
@@ -77,9 +80,25 @@ class DiffusionDPO(Algorithm):
         positive(self, "beta")
         if self.pairs == "drawn" and self.per_prompt < 2:
             raise ValueError("per_prompt is 1, so no prompt has two pictures to compare: use 2 or more.")
-        if self.pairs == "given" and self.per_prompt > 1:
-            raise ValueError(f"per_prompt is {self.per_prompt}, but pairs that are given come once: use per_prompt=1.")
+        if self.pairs == "given":
+            self._given()
         one_of(self, "space", SPACES)
+
+    def _given(self) -> None:
+        """Pairs come once, and none is drawn."""
+        if "per_prompt" not in self.given:
+            object.__setattr__(self, "per_prompt", 1)
+        if self.per_prompt > 1:
+            raise ValueError(f"per_prompt is {self.per_prompt}, but pairs that are given come once: leave it out.")
+        if "sampler" in self.given:
+            raise ValueError(
+                "sampler has no effect with pairs=given, which draws nothing to learn from: leave it out, or use "
+                "pairs=drawn."
+            )
+
+    @classmethod
+    def settled(cls, stated: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"per_prompt", "sampler"} if stated.get("pairs") == "given" else ())
 
     @property
     def training_sampler(self) -> Sampler:
@@ -91,7 +110,7 @@ class DiffusionDPO(Algorithm):
                 _files(prompts, row)
 
     def items(self, schedule: Schedule) -> int:
-        return check(self.levels, schedule)
+        return check(self.levels, schedule, self.space)
 
     def calls(self, schedule: Sized) -> Calls:
         share = 2 / self.per_prompt  # of a prompt's pictures two are learned from, together

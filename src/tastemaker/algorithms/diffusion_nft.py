@@ -63,6 +63,12 @@ class DiffusionNFT(Algorithm):
         positive(self, "beta", "advantage_limit")
         if not 0 <= self.keep_most <= 1:
             raise ValueError(f"keep_most is {self.keep_most}; it is a share between 0 and 1.")
+        for name, other in (("ramp", "keep_most"), ("keep_most", "ramp")):
+            if name in self.given and getattr(self, name) and not getattr(self, other):
+                raise ValueError(
+                    f"{name} has no effect at {other}=0, where nothing of the old weights stays: leave it out, or "
+                    f"raise {other}."
+                )
 
     @property
     def training_sampler(self) -> Sampler:

@@ -13,8 +13,10 @@ Departs from google-research/dpok@1d49f2c:
 2. The pessimistic minimum is PPO's; there the ratio is only cut, so that a transition which has left the range never
    has a way back.
 3. Every iteration learns from its own pictures; there from the last 1,000 transitions, of several iterations.
-4. KL and log-probability are means over the latent's numbers, in fp32.
-5. Latents, failed scores, cutting and renewed log-probabilities are as in `ddpo`.
+4. KL is that of the two Gaussians; there it is the squared distance of their eps, so the same number holds less or more
+   at a step: of Stable Diffusion 1.5 in 50 steps 0.088 times as much in the median one, 5.4 times in the last.
+5. KL and log-probability are means over the latent's numbers, in fp32.
+6. Latents, failed scores, cutting and renewed log-probabilities are as in `ddpo`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Flow-GRPO: policy gradients with advantages inside the group.  Liu et al. 2025, arXiv:2505.05470.
 
 Every prompt is drawn `per_prompt` times; A is how far a picture's reward lies above its group's mean, in standard
-deviations. With rho the ratio of the new to the sampling policy, of every transition minimise
+deviations of all rewards of the iteration. With rho the ratio of the new to the sampling policy, of every transition
+minimise
 
     -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + kl KL(p_theta(. | x[i], c) || p_base(. | x[i], c)),
-    A = (r - mean_group) / (std + 1e-4),   KL = (mean_theta - mean_base)^2 / (2 std_i^2).
+    A = (r - mean_group) / (std_all + 1e-4),   KL = (mean_theta - mean_base)^2 / (2 std_i^2).
 
 Flow-GRPO-Fast, MixGRPO and DanceGRPO are values: `sampler` a `window`, or `dance_sde` with `same_noise`. With
 `recentred` the ratio is GRPO-Guard's (arXiv:2510.22319): with z the noise that x[i+1] was drawn with,
@@ -13,7 +14,7 @@ Flow-GRPO-Fast, MixGRPO and DanceGRPO are values: `sampler` a `window`, or `danc
 
 Departs from yifan123/flow_grpo:
 1. KL is that of the two Gaussians. There std_i lacks its factor sqrt(-dt), so kl = 0.04 of that code is 0.04 / T here,
-   in T equal steps.
+   in T equal steps: 0.004.
 2. Every random step is learned from. There the last is left out (timestep_fraction 0.99 of 10 steps).
 3. Groups of equal rewards have no items at all, also where kl would; there they are left out one picture at a time.
 4. `cps` has the log-probability of its Gaussian; there the variance is left out of it.
@@ -52,7 +53,7 @@ from tastemaker.process.samplers import Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.rollout import Rollout, Transitions, collect, placed, transition_at
 
-Spread = Literal["group", "global", "none"]
+Spread = Literal["global", "group", "none"]
 Baseline = Literal["mean", "leave_one_out"]
 
 
@@ -67,8 +68,8 @@ class FlowGRPO(Algorithm):
     guidance: float = 4.5  # classifier-free guidance, in sampling and in the loss; 1 switches it off
     iterations: int = 2500  # rounds of drawing, scoring and learning; the authors go on past 5,000 updates
     clip: float = 1e-4  # of the ratio; the authors take 1e-5 for windows and without guidance
-    kl: float = 0.04  # of the divergence to the pretrained model, at every step; 0 leaves it out
-    advantage: Spread = "group"  # what advantages are divided by: the std of the group, of all rewards, or nothing
+    kl: float = 0.004  # of the divergence to the pretrained model, at every step; 0 leaves it out
+    advantage: Spread = "global"  # what advantages are divided by: the std of all rewards, of the group, or nothing
     baseline: Baseline = "mean"  # what they are measured from: the group's mean, or that of its other pictures
     advantage_limit: float = 5.0  # advantages are cut to +- this
     inner_epochs: int = 1  # how often the same pictures are learned from

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tastemaker.algorithms.algorithm import Calls
-from tastemaker.credit import per_group, whiten
+from tastemaker.credit import relative, whiten
 from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import Conditioning
 from tastemaker.process.noise import Key
@@ -122,16 +123,22 @@ def levels_of(it: Iteration, b: int, levels: int, epoch: int) -> Sequence[int]:
 
 
 def advantage(it: Iteration, rollout: Rollout, limit: float) -> Tensor:
-    """`[B]` the reward whitened among the pictures of its prompt, or of the iteration where a prompt has one; cut."""
+    """`[B]` how far a reward is above the mean of its prompt's, or of all where a prompt has one picture; cut.
+
+    In standard deviations of all rewards of the iteration, as in the authors' runs of DiffusionNFT and AWM.
+    """
     if it.plan.per_prompt == 1:
         return it.over_all(whiten, rollout.reward).clamp(-limit, limit)
-    return it.over_all(per_group, rollout.reward, torch.tensor(rollout.prompts.groups)).clamp(-limit, limit)
+    fn = partial(relative, baseline="mean", spread="global")
+    return it.over_all(fn, rollout.reward, torch.tensor(rollout.prompts.groups)).clamp(-limit, limit)
 
 
-def check(levels: int, schedule: Schedule) -> int:
-    """`levels`, if the chain has as many steps."""
+def check(levels: int, schedule: Schedule, space: str = "velocity") -> int:
+    """`levels`, if the chain has as many steps and the error of `space` is one at all of them."""
     if levels > len(schedule):
         raise ValueError(f"levels is {levels}, but the chain has {len(schedule)} steps: lower it, or raise steps.")
+    if space == "eps" and not schedule.alpha[0]:
+        raise ValueError("space is eps, but the chain begins at pure noise, where that error is 0: use space=velocity.")
     return levels
 
 

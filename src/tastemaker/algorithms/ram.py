@@ -11,7 +11,7 @@ x0_base + strength A (x0 - x0_theta).
 
 Departs from the paper, whose formula was derived again:
 1. Eps and v models are served too; the same equation holds of each, for the factors between them cancel.
-2. A is the reward whitened among the pictures of a prompt, or of the iteration where a prompt has one.
+2. A is measured from the mean of the prompt's pictures, or of all where a prompt has one, in deviations of all.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RAM(Algorithm):
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
-        return check(self.levels, schedule)
+        return check(self.levels, schedule, self.space)
 
     def calls(self, schedule: Sized) -> Calls:
         return calls(self, schedule, others=1)

@@ -13,13 +13,15 @@ Departs from jannerm/ddpo:
 2. Noise levels are those of the sampling chain, not all of the model's thousand.
 3. Of networks that predict eps the loss is theirs; `space` makes it that of x0 or a flow's velocity.
 4. Sparse weights leave pictures out before they cost anything; the share is of an iteration, not of a stream.
+5. Weights are normalised over the iteration; there, in the run on animals, among the pictures of each prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -43,7 +45,7 @@ class RWR(Algorithm):
     levels: int = 1  # noise levels each picture is learned from in an epoch, spread over the chain
     temperature: float = 1.0  # of the weights, in standard deviations of the reward; small is greedy
     top: float = 0.0  # share of the pictures that is learned from, with equal weights; 0 weighs all by temperature
-    space: str = "eps"  # the error that is squared: eps, x0 or velocity
+    space: str = "eps"  # the error that is squared: eps, x0 or velocity; of a flow x0 or velocity
     guidance_in_loss: bool = True  # off: learn the conditional prediction alone
     sampler: Sampler = field(default_factory=DDIM)  # draws the training pictures
 
@@ -54,9 +56,18 @@ class RWR(Algorithm):
         positive(self, "temperature")
         if not 0 <= self.top <= 1:
             raise ValueError(f"top is {self.top}; it is a share between 0 (all, weighed) and 1.")
-        if self.top and self.temperature != type(self).temperature:
+        if self.top and "temperature" in self.given:
             raise ValueError("temperature has no effect with top, which weighs equally: leave one of them out.")
+        if "guidance_in_loss" in self.given and self.guidance <= 1:
+            raise ValueError(
+                f"guidance_in_loss has no effect at guidance={self.guidance}, which is none: leave it out, or raise "
+                "guidance."
+            )
         one_of(self, "space", SPACES)
+
+    @classmethod
+    def settled(cls, stated: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset(() if stated.get("top") in (None, 0, "0", "0.0") else {"temperature"})
 
     @property
     def epochs(self) -> int:
@@ -71,7 +82,7 @@ class RWR(Algorithm):
         return self.sampler
 
     def items(self, schedule: Schedule) -> int:
-        return check(self.levels, schedule)
+        return check(self.levels, schedule, self.space)
 
     def calls(self, schedule: Sized) -> Calls:
         share = self.top or 1.0

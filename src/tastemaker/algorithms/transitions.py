@@ -78,11 +78,14 @@ def recentred(it: Iteration, p: Transition, pairs: Transitions) -> Tensor:
 
 
 def with_base(algorithm: Algorithm, schedule: Sized, kl: float) -> Calls:
-    """The calls of an algorithm that asks the base of every item, too, where kl is not 0."""
+    """The calls of an algorithm that asks the base of every item, too, where kl is not 0.
+
+    Which steps are random a schedule knows; asked with their number alone, all of them count.
+    """
     if not kl:
         return Calls(len(schedule), 1, 1)
-    assert isinstance(schedule, Schedule), "the items of a chain depend on its random steps"
-    return Calls(len(schedule) + algorithm.items(schedule) * algorithm.epochs, 1, 1)
+    items = algorithm.items(schedule) if isinstance(schedule, Schedule) else len(schedule)
+    return Calls(len(schedule) + items * algorithm.epochs, 1, 1)
 
 
 def base_at(it: Iteration, sampler: Sampler, pairs: Transitions, guidance: float) -> Transition:

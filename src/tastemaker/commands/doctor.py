@@ -19,7 +19,6 @@ EXTRAS = {
     "tensorboard": (("tensorboard",), "tracking in TensorBoard"),
     "wandb": (("wandb",), "tracking in Weights & Biases"),
     "trackio": (("trackio",), "tracking in Trackio"),
-    "hps": (("open_clip",), "the HPS v2 reward"),
     "serve": (("starlette", "uvicorn"), "serving rewards"),
     "data": (("datasets",), "prompts from hub data sets"),
     "memory": (("bitsandbytes",), "--use_8bit_adam"),

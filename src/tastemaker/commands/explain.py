@@ -17,6 +17,7 @@ from tastemaker.policy import load
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import DIFFERENTIABLE, PENDING
 from tastemaker.rewards import TABLE as REWARDS
+from tastemaker.rewards.facts import FACTS
 
 # The settings of a run and their groups; their classes are not imported for a list of names.
 PARTS = {
@@ -188,7 +189,7 @@ def _function(kind: str, entry: str, name: str) -> str:
     found = attribute(entry)
     text = f"{name}, {'a reward' if kind == 'reward' else 'a set of prompts'}: --{kind} {name}\n\n"
     text += (inspect.getdoc(found) or entry) + "\n"
-    text += f"\n{_gradient(name)}\n" if kind == "reward" else ""
+    text += f"\n{_gradient(name)}\n{_facts(name)}" if kind == "reward" else ""
     if dataclasses.is_dataclass(found) and isinstance(found, type):
         text += f"\nSettings  [default]\n{manual.table(list(manual.settings(found, f'{kind}.')))}"
     defaults = {
@@ -199,6 +200,21 @@ def _function(kind: str, entry: str, name: str) -> str:
     if defaults:
         text += "\nSettings  [default]\n" + "".join(f"  --{kind}.{key}  [{value}]\n" for key, value in defaults.items())
     return text
+
+
+def _facts(reward: str) -> str:
+    """Whose networks a reward brings, on which terms, and what has to be installed."""
+    facts = FACTS.get(reward)
+    if facts is None:
+        return "Weights: none to download.\nLicence: Apache-2.0, as Tastemaker.\nInstall: nothing beside Tastemaker.\n"
+    places = [f"{one.name} ({one.megabytes} MB{_pin(one.revision)})" for one in facts.networks]
+    weights = f"{', '.join(places)}; downloaded once" if places else "come with what is installed"
+    text = f"Weights: {weights}.\nLicence: {facts.licence}.\n"
+    return f"{text}Install: {facts.install}.\nCite: {facts.cite}.\n"
+
+
+def _pin(revision: str | None) -> str:
+    return f", commit {revision[:8]}" if revision else ""
 
 
 def _awaited(name: str) -> str:

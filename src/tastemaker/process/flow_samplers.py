@@ -35,7 +35,7 @@ class FlowSDE:
     from: what is judged is what was drawn. A `window` whose `last` lies before it ends in a deterministic step.
 
     Departs from yifan123/flow_grpo:
-    1. The root takes the s~ of step 1 where s~[0] is within 1e-3 of 1, not at 1 alone: some tables stop just short.
+    1. 1 - s~ is that of step 1 where s~[0] is within 1e-3 of 1, not at 1 alone: some tables stop just short.
     2. The last step is an item like any other; there it is drawn with noise too, and left out of the loss.
     """
 
@@ -54,8 +54,8 @@ class FlowSDE:
         if len(schedule) == 1:
             raise ValueError("flow_sde has no noise level for a chain of 1 step: use 2 steps or more, or dance_sde.")
         sigma = _flow(schedule)[0][:-1]
-        sigma = torch.cat([torch.where(sigma[:1] > 1 - PURE, sigma[1], sigma[:1]), sigma[1:]])
-        return self.a * torch.sqrt(sigma / (1 - sigma))
+        short = torch.cat([torch.where(sigma[:1] > 1 - PURE, sigma[1], sigma[:1]), sigma[1:]])
+        return self.a * torch.sqrt(sigma / (1 - short))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ class Window:
     each: Literal["iteration", "group"] = "iteration"  # what has a window of its own; a group is a prompt's pictures.
 
     def __post_init__(self) -> None:
+        if isinstance(self.inside, Window):
+            raise ValueError(
+                "inside is a window, but the steps of a window need a sampler that is none: give it another, such as "
+                "ddim, and lower size where fewer steps are meant."
+            )
         if self.size < 1:
             raise ValueError(f"size of window is {self.size}; a window has at least 1 step.")
         if self.first < 0:

@@ -24,15 +24,26 @@ TABLE: dict[str, str] = {
     "colour": "tastemaker.shapes.colour:Colour",
     "brightness": "tastemaker.rewards.pixels:brightness",
     "smoothness": "tastemaker.rewards.pixels:smoothness",
+    "aesthetic": "tastemaker.rewards.aesthetic:Aesthetic",
+    "clip_score": "tastemaker.rewards.clip:ClipScore",
+    "pickscore": "tastemaker.rewards.preference:PickScore",
+    "hpsv2": "tastemaker.rewards.preference:HPSv2",
+    "image_reward": "tastemaker.rewards.image_reward:ImageReward",
+    "counting": "tastemaker.rewards.detection:Counting",
+    "ocr": "tastemaker.rewards.text:Ocr",
+    "mirror_symmetry": "tastemaker.rewards.symmetry:mirror_symmetry",
+    "rotational_symmetry": "tastemaker.rewards.symmetry:rotational_symmetry",
+    "rotation_invariance": "tastemaker.rewards.symmetry:RotationInvariance",
+    "thumbnail": "tastemaker.rewards.symmetry:Thumbnail",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
-DIFFERENTIABLE: frozenset[str] = frozenset({"jpeg_proxy", "shapes_judge", "colour", "brightness", "smoothness"})
+DIFFERENTIABLE: frozenset[str] = frozenset(
+    {"jpeg_proxy", "shapes_judge", "colour", "brightness", "smoothness"}
+    | {"aesthetic", "clip_score", "pickscore", "hpsv2"}
+    | {"image_reward", "mirror_symmetry", "rotational_symmetry", "rotation_invariance", "thumbnail"}
+)
 # Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
 PENDING: dict[str, str] = {
-    "aesthetic": "the LAION aesthetic predictor",
-    "hpsv2": "the Human Preference Score v2, a CLIP ViT-H/14 tuned on choices between pictures",
-    "pickscore": "PickScore, a CLIP ViT-H/14 tuned on choices of Pick-a-Pic",
-    "image_reward": "ImageReward, a BLIP with a head tuned on rankings of pictures",
     "vlm": "a vision-language model's description, compared with the prompt by BERTScore",
 }
 

@@ -9,8 +9,9 @@ an iteration before they are learned from (`tastemaker.rewards.comparison`).
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import named
 from tastemaker.rewards.comparison import Comparison, Rule
-from tastemaker.rewards.reward import NamedReward, Scores, apart
+from tastemaker.rewards.reward import NamedReward, Scores
 from tastemaker.rewards.terms import OPTIONS, reward_of, whole
 
 
@@ -109,6 +110,15 @@ class Sum:
                 lines += [] if note is None else [f"{term.name}: {note}"]
         assert value is not None
         return Scores(value, parts, _notes(said))
+
+
+def apart(rewards: Iterable[NamedReward]) -> list[NamedReward]:
+    """The rewards, with those of one name counted: `colour`, `colour_2`."""
+    found, seen = list[NamedReward](), Counter[str]()
+    for one in rewards:
+        seen[one.name] += 1
+        found.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name}_{seen[one.name]}"))
+    return found
 
 
 def _notes(said: Sequence[Sequence[str]]) -> tuple[str | None, ...]:

@@ -30,6 +30,8 @@ def refuse(spec: Any, *, algorithm: str, others: Sequence[str], key: str = "rewa
     spec = spec.sum if isinstance(spec, Sum) else spec
     for one in [term["name"] for term in read(spec, key=key)] if is_sum(spec) else [spec]:
         name = one.get("name") if isinstance(one, Mapping) else one
+        if is_sum(name) or isinstance(name, Sum):
+            refuse(name, algorithm=algorithm, others=others, key=key)
         if isinstance(name, str) and name in TABLE and name not in DIFFERENTIABLE:
             raise _refusal(algorithm, f"`{name}` has no gradient to the picture", name, others, f"{key}: ")
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -55,8 +54,10 @@ class NamedReward:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the reward's network lives, when it says so."""
+        """Where the reward's network lives, when it says so; `auto` is where it went with the pictures."""
         device = getattr(self.function, "device", None)
+        if device == "auto" and self.network is not None:
+            device = next(self.network.parameters()).device
         return None if device is None else torch.device(device)
 
     @property
@@ -97,13 +98,10 @@ def adapt(reward: Any, name: str | None = None) -> NamedReward:
     return NamedReward(name, reward, _takes_metadata(reward, name))
 
 
-def apart(rewards: Iterable[NamedReward]) -> list[NamedReward]:
-    """The rewards, with those of one name counted: `colour`, `colour_2`."""
-    found, seen = list[NamedReward](), Counter[str]()
-    for one in rewards:
-        seen[one.name] += 1
-        found.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name}_{seen[one.name]}"))
-    return found
+def load_networks(rewards: Sequence[NamedReward]) -> None:
+    """Loads the networks of rewards that show one, now and not at the first picture. Errors: what loading raises."""
+    for reward in rewards:
+        _ = reward.network
 
 
 def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
@@ -277,6 +275,7 @@ def _finite(judge: NamedReward, scores: Scores) -> Tensor:
         raise ContractError(
             f"reward `{judge.name}` returned {value[rows[0]].item()} for {len(rows)} of {len(value)} pictures (rows "
             f"{rows[:5]}): scores are finite numbers. NaN leaves a picture out, but not all of them."
+            + (f" The first note says: {scores.notes[rows[0]]}" if scores.notes and scores.notes[rows[0]] else "")
         )
     return value
 

@@ -1,0 +1,86 @@
+"""What is known of rewards that bring networks of others: where they lie, how large they are, on which terms. No torch.
+
+Commits are those that several public projects name for these weights; where none could be made sure of it is None.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class Published(NamedTuple):
+    """A network of the hub, as far as a reward reads it."""
+
+    name: str  # owner/name
+    megabytes: int  # of what is downloaded
+    revision: str | None = None  # the commit that is meant, where it is known
+    weights: tuple[str, ...] = WEIGHTS  # what its weights may be called: the first that is there is read
+    needed: tuple[str, ...] = ("config.json",)  # files beside them
+    welcome: tuple[str, ...] = ()  # files that are read if they are there
+
+
+class Facts(NamedTuple):
+    """What a user wants to know before a reward's networks are downloaded."""
+
+    networks: tuple[Published, ...]
+    licence: str
+    cite: str
+    install: str = "nothing beside Tastemaker"
+
+
+_LARGE = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
+_TOKENS = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+CLIP_LARGE = Published(_LARGE[0], 1711, _LARGE[1], welcome=("tokenizer.json", *_TOKENS))
+# One vocabulary serves all CLIPs here: that of OpenAI's.
+TOKENIZER = Published(_LARGE[0], 4, _LARGE[1], ("tokenizer.json", "vocab.json"), (), _TOKENS)
+AESTHETIC_HEAD = Published("trl-lib/ddpo-aesthetic-predictor", 4, None, ("aesthetic-model.pth",), ())
+PICKSCORE = Published("yuvalkirstain/PickScore_v1", 3944, "a4e4367c6dfa7288a00c550414478f865b875800")
+_HPS = ("xswu/HPSv2", 1972, "697403c78157020a1ae59d23f111aa58ced35b0a")
+HPS = {
+    "v2.0": Published(*_HPS, weights=("HPS_v2_compressed.pt",), needed=()),
+    "v2.1": Published(*_HPS, weights=("HPS_v2.1_compressed.pt",), needed=()),
+}
+IMAGE_REWARD = Published("THUDM/ImageReward", 1787, "5736be03b2652728fb87788c9797b0570450ab72", ("ImageReward.pt",), ())
+BERT_WORDS = Published(
+    "google-bert/bert-base-uncased",
+    1,
+    "86b5e0934494bd15c9632b12f734a8a67f723594",
+    ("vocab.txt", "tokenizer.json"),
+    (),
+    ("tokenizer_config.json",),
+)
+_DETECTOR = ("tokenizer.json", *_TOKENS, "vocab.txt", "preprocessor_config.json")
+OWL = Published(
+    "google/owlv2-base-patch16-ensemble", 620, "cfd3195ba4ea9592eec887ded089f4c08eff231d", welcome=_DETECTOR
+)
+GROUNDING_DINO = Published(
+    "IDEA-Research/grounding-dino-tiny", 689, "a2bb814dd30d776dcf7e30523b00659f4f141c71", welcome=_DETECTOR
+)
+
+# Rewards that are not here are the project's own: under its licence, with nothing to download.
+FACTS: dict[str, Facts] = {
+    "aesthetic": Facts(
+        (CLIP_LARGE, AESTHETIC_HEAD),
+        "Apache-2.0 (head), MIT (CLIP)",
+        "Schuhmann 2022, github.com/christophschuhmann/improved-aesthetic-predictor; Radford et al. 2021, "
+        "arXiv:2103.00020",
+    ),
+    "clip_score": Facts(
+        (CLIP_LARGE,), "MIT", "Hessel et al. 2021, arXiv:2104.08718; Radford et al. 2021, arXiv:2103.00020"
+    ),
+    "pickscore": Facts(
+        (PICKSCORE, TOKENIZER),
+        "MIT (code); the weights' page names none: ask before you sell what they judge",
+        "Kirstain et al. 2023, arXiv:2305.01569",
+    ),
+    "hpsv2": Facts((HPS["v2.0"], TOKENIZER), "Apache-2.0", "Wu et al. 2023, arXiv:2306.09341"),
+    "image_reward": Facts((IMAGE_REWARD, BERT_WORDS), "Apache-2.0", "Xu et al. 2023, arXiv:2304.05977"),
+    "counting": Facts(
+        (OWL,), "Apache-2.0", "Ghosh et al. 2023, arXiv:2310.11513; Minderer et al. 2023, arXiv:2306.09683"
+    ),
+    "ocr": Facts((), "Apache-2.0", "RapidOCR, github.com/RapidAI/RapidOCR", "pip install 'tastemaker[ocr]'"),
+    "rotation_invariance": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
+    "thumbnail": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
+}
