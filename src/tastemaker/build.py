@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from pydantic import TypeAdapter, ValidationError
 
 from tastemaker.layers import Mark, Switch
+from tastemaker.rewards.terms import split
 
 Table = Mapping[str, str]  # name -> "module:attribute"
 TEXTS = {
@@ -173,7 +174,7 @@ def _leaf(hint: Any, options: tuple[Any, ...], value: Any, where: Where) -> Any:
         return value
     is_list = any(get_origin(option) in (tuple, list) for option in options)
     if is_list and isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
+        value = split(value)
     strange = isinstance(value, bool) and bool not in options  # pydantic would make 1 of it
     try:
         made = TypeAdapter(hint).validate_python(value)

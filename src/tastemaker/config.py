@@ -17,7 +17,7 @@ from tastemaker.layers import RESOLVED, SHORT, Layer, Mark, Switch, layer, leave
 from tastemaker.policy.load import BUILT_IN, SAYS
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import TABLE as REWARDS
-from tastemaker.rewards.terms import is_sum, read
+from tastemaker.rewards.terms import is_sum, whole
 
 if TYPE_CHECKING:
     from tastemaker.settings import RunSettings
@@ -132,8 +132,8 @@ def resolve(
         leave_open(tree, marks, {**plain(RunSettings()), "algorithm": plain(kind())}, recipe.origin)
     values = {key: value for key, value in tree.pop("algorithm", {}).items() if key != "name"}
     _known(tree, RunSettings, own, marks)
-    if isinstance(tree.get("reward"), list):  # of terms; as a recipe writes it
-        tree["reward"] = {"sum": tree["reward"]}
+    if isinstance(tree.get("reward"), dict) and "sum" in tree["reward"]:
+        tree["reward"].setdefault("standardise", None)
     run = build(RunSettings, tree, Where(marks=marks))
     where = Where("algorithm", name, marks)
     algorithm = build(kind, values, where, default)
@@ -154,11 +154,11 @@ def _asked(target: object, flags: Mapping[str, Any], spelling: str) -> list[Laye
 
 
 def _with_terms(one: Layer) -> Layer:
-    """A sum of rewards as the list of its terms: whole, it lies over another layer's reward, and under one."""
+    """A sum of rewards in its one form: another layer's sum or name takes its place, and does not mix with it."""
     spec = one.tree.get("reward")
     if not is_sum(spec):
         return one
-    return one._replace(tree={**one.tree, "reward": read(spec, key=one.spelled["reward"])})
+    return one._replace(tree={**one.tree, "reward": whole(spec, key=one.spelled["reward"])})
 
 
 def _algorithm_name(target: str, layers: list[Layer]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -13,7 +13,7 @@ from tastemaker.plan import Plan
 from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import Prompts, PromptSource
-from tastemaker.rewards.reward import Reward, Scores
+from tastemaker.rewards.reward import Reward, Scores, adapt
 from tastemaker.world import World
 
 State = dict[str, Any]  # an algorithm's memory between iterations: plain data, JSON and tensors
@@ -102,6 +102,18 @@ class Iteration:
     def over_all(self, fn: Callable[..., Tensor], *values: Tensor) -> Tensor:
         """`fn` of everyone's values, in the order of the samples' ids; this device's rows of the result."""
         return self.world.over_all(fn, *values, ids=self.prompts.ids)
+
+    def worth(self, reward: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """What this device's pictures are learned from `[B]`: their rewards, or what everyone's scores make of them.
+
+        A picture without a score has none; all others are as if it had not been drawn.
+        """
+        how = adapt(self.reward).comparison
+        if how is None:
+            return reward
+        none = torch.full_like(reward, torch.nan)
+        scores = torch.stack([parts.get(name, none) for name in how.parts], 1)
+        return self.over_all(how.worth, scores, torch.tensor(self.prompts.groups, dtype=torch.long))
 
     def saw(self, ids: Sequence[int], x0: Tensor, scores: Scores) -> None:
         """Keeps pictures `x0 [B,C,h,w]` that are scored while they are learned from, for the record.

@@ -21,7 +21,9 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards import named
+from tastemaker.rewards.combine import apart
 from tastemaker.rewards.reward import NamedReward, load_networks
+from tastemaker.rewards.terms import split
 from tastemaker.settings import RunSettings
 from tastemaker.shelf import Shelf
 from tastemaker.subjects import Part, Subject, of_words, policy_of, renamed
@@ -170,7 +172,7 @@ def _bench(first: Subject, flags: Mapping[str, Any], judges: Sequence[NamedRewar
     """By the first subject's settings, with the flags over them."""
     resolved = _resolved(first, flags)
     run = resolved.run
-    judges = judges or [named(spec, key="--rewards") for spec in _rewards(flags, run)]
+    judges = judges or apart([named(spec, key="--rewards") for spec in _rewards(flags, run)])
     if own is None or "prompts" in flags.get("evaluation", {}):
         if judged_by(run) is None:
             raise ValueError(
@@ -184,7 +186,7 @@ def _bench(first: Subject, flags: Mapping[str, Any], judges: Sequence[NamedRewar
 
 def _rewards(flags: Mapping[str, Any], run: RunSettings) -> list[Any]:
     if "rewards" in flags:
-        return str(flags["rewards"]).split(",")
+        return list(split(str(flags["rewards"])))
     return [run.reward, *(name for name in run.held_out_rewards if name != run.reward)]
 
 

@@ -128,7 +128,7 @@ def _lay(tree: dict[str, Any], values: Mapping[str, Any], one: Layer, marks: dic
         path = prefix + key
         mark = Mark(one.origin, one.spelled.get(path, path))
         below = tree.get(key)
-        if isinstance(value, str) and isinstance(below, dict):
+        if isinstance(value, str) and isinstance(below, dict) and "sum" not in below:
             value = {"name": value}
         if not isinstance(value, Mapping):
             _forget(marks, path)
@@ -164,7 +164,9 @@ def leave_open(
 
 
 def _renamed(below: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    return "name" in below and "name" in value and below["name"] != value["name"]
+    """Whether a value says anew what a part is: another name, or another sum of rewards."""
+    was, becomes = ({key: part[key] for key in ("name", "sum") if key in part} for part in (below, value))
+    return bool(was) and bool(becomes) and was != becomes
 
 
 def _forget(marks: dict[str, Mark], path: str) -> None:

@@ -76,9 +76,10 @@ class Run:
         evaluation: settings over those of the run's own evaluations, such as `{"count": 256, "prompts": [...]}`.
         """
         from tastemaker.judging import compared
+        from tastemaker.rewards.combine import apart
 
         self._need_weights()
-        judges = self._judges() if rewards is None else [named(one, key="rewards") for one in rewards]
+        judges = apart(self._judges() if rewards is None else [named(one, key="rewards") for one in rewards])
         flags = {"evaluation": dict(evaluation or {}), "device": device}
         found = compared([str(self.folder)], flags, judges=judges, prompts=self.judged)
         return found.rows[-1].scores

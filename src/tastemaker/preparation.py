@@ -26,6 +26,7 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.reports import trackers
 from tastemaker.rewards import gradient, named
+from tastemaker.rewards.combine import apart
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.rewards.reward import NamedReward, check, load_networks
 from tastemaker.settings import RunSettings
@@ -60,7 +61,7 @@ class Parts:
     @property
     def judges(self) -> list[NamedReward]:
         """The reward, and those that nothing trains on."""
-        return [self.reward.reward, *(one for one in self.held_out if one.name != self.reward.name)]
+        return [self.reward.reward, *self.held_out]
 
 
 def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
@@ -74,9 +75,10 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     world = World.here(str(device))
     _refuse_reward(resolved, dashes)
     reward = named(run.reward, key=_spelled("reward", resolved, dashes))
+    _refuse_comparison(resolved, reward, dashes)
     with naming():
         algorithm.check_reward(reward)
-    held_out = [named(spec, key=f"{dashes}held_out_rewards") for spec in run.held_out_rewards]
+    held_out = _held_out(run, reward, f"{dashes}held_out_rewards")
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
     drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
     with naming():
@@ -114,6 +116,33 @@ def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:
     if resolved.algorithm.differentiates:
         key = _spelled("reward", resolved, dashes)
         gradient.refuse(resolved.run.reward, algorithm=_named(resolved), others=_undemanding(), key=key)
+
+
+def _refuse_comparison(resolved: config.Resolved, reward: NamedReward, dashes: str) -> None:
+    """A sum that weighs pictures against each other, where the algorithm or its groups have no place for that."""
+    if reward.comparison is None:
+        return
+    key, algorithm = _spelled("reward", resolved, dashes), resolved.algorithm
+    if algorithm.differentiates:
+        by = _named(resolved)
+        gradient.refuse_comparison(reward.comparison, algorithm=by, others=_undemanding(), key=key)
+    if reward.comparison.standardise == "group" and algorithm.per_prompt < 2:
+        raise ValueError(
+            f"{key}.standardise is `group`, the pictures of one prompt, but per_prompt is 1, and a picture alone has "
+            f"nothing to be compared with: raise {dashes}algorithm.per_prompt, or write `iteration`."
+        )
+
+
+def _held_out(run: RunSettings, reward: NamedReward, key: str) -> list[NamedReward]:
+    """The rewards that are recorded alone, by names of their own; the one that is trained on is recorded anyway."""
+    found = [named(spec, key=key) for spec in run.held_out_rewards if spec != run.reward]
+    for one in found:
+        if one.comparison is not None and one.comparison.standardise is not None:
+            raise ValueError(
+                f"{key}: `standardise` of `{one.name}` has no effect on a reward that nothing trains on: what is "
+                "recorded is the plain weighted sum, and every term. Leave it out."
+            )
+    return apart([reward, *found])[1:]
 
 
 def _named(resolved: config.Resolved) -> str:

@@ -139,7 +139,7 @@ class Rollout:
 
     prompts, conditioning: B rows, the texts encoded once.
     steps: [B,K] the random steps of each.  times: [B,N] the states x[i] that are kept.
-    path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B], NaN where the score failed.
+    path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B] `Iteration.worth`, NaN without score.
     """
 
     prompts: Prompts
@@ -208,7 +208,7 @@ def collect(it: Iteration, sampler: Sampler, *, same_noise: bool = False) -> Rol
         kept = _collected(it, sampler, conditioning, same_noise).tensors()
         it.kept.update({prefix + name: value for name, value in kept.items()})
     parts = {name.removeprefix("parts."): kept.pop(name) for name in list(kept) if name.startswith("parts.")}
-    return Rollout(it.prompts, conditioning, parts=parts, **kept)
+    return Rollout(it.prompts, conditioning, parts=parts, **kept | {"reward": it.worth(kept["reward"], parts)})
 
 
 def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning, same_noise: bool) -> Rollout:

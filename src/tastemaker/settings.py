@@ -71,7 +71,7 @@ class RunSettings:
     variant: str | None = None  # variant of the weight files, such as fp16
     reward: Any = None  # a reward's name, `file.py:function`, a function, or a weighted sum: `jpeg_proxy:0.3,colour:1`
     lpips_weights: str = "auto"  # of the distance that diversity is measured by: auto, download, off, or their path
-    held_out_rewards: tuple[str, ...] = ()  # rewards that evaluations report beside it and nothing trains on
+    held_out_rewards: tuple[Any, ...] = ()  # rewards that evaluations report beside it and nothing trains on
     prompts: Any = None  # a set, a file (.txt .jsonl .csv .tsv .tar), hub:owner/name, file.py:function, or a list
     negative_prompt: str = ""  # what guidance leads away from, in training, evaluation and `sample`
     output_dir: str | None = None  # where everything goes; none is runs/<algorithm>-<model>-<reward>-<k>

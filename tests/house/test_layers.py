@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"prompts", "rewards"},
         {"torch", "numpy", "PIL", "accelerate", "rapidocr", "transformers", "safetensors", "huggingface_hub"},
     ),
+    "rewards.terms": ({"prompts"}, {"yaml"}),
     "policy": (
         {"process", "prompts", "policy"},
         {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tastemaker.rewards.terms import as_text, is_sum, read
+from tastemaker.rewards.terms import as_text, is_sum, read, reward_of, split, whole
 
 
 def judge(images: Any, prompts: Any) -> None:
@@ -35,6 +35,54 @@ A, B = {"name": "a", "weight": 0.3}, {"name": "b", "weight": 1.0}
 )
 def test_every_way_of_writing_gives_the_same_terms(written: Any) -> None:
     assert is_sum(written) and read(written, key="reward") == [A, B]
+
+
+C = {"name": "c", "weight": 2.0, "clip": [0.0, None], "floor": -1.0, "colour": "blue"}
+D = {"name": "d", "weight": 1.0, "at_least": 3.0, "settings": {"weight": 5, "clip": 2}}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "c:2{clip: [0, null], floor: -1, colour: blue},d{at_least: 3, settings: {weight: 5, clip: 2}}",
+        "(c:2 {floor: -1, clip: [0, ~], colour: blue}, d:1{at_least: '3', settings: {weight: 5, clip: 2}})",
+        {"sum": [{"name": "c", "weight": 2, "clip": ("0", None), "floor": -1, "colour": "blue"}, D]},
+        [({"name": "c", "colour": "blue"}, {"weight": 2, "clip": [0, None], "floor": -1}), D],
+        {"sum": {"c": {k: v for k, v in C.items() if k != "name"}, "d": {k: v for k, v in D.items() if k != "name"}}},
+        [
+            {
+                "name": "c",
+                "weight": 2,
+                "settings": {"colour": "blue"},
+                "clip": [0, None],
+                "floor": -1,
+                "at_least": None,
+            },
+            D,
+        ],
+    ],
+)
+def test_what_a_sum_does_with_a_term_and_its_own_settings(written: Any) -> None:
+    found = read(written, key="reward")
+    assert is_sum(written) and found == [C, D] and whole(found, key="reward") == {"sum": found}
+    assert reward_of(found[0]) == {"name": "c", "colour": "blue"}
+    assert reward_of(found[1]) == {"name": "d", "weight": 5, "clip": 2} and reward_of(A) == "a"
+    assert read(found, key="reward") == found
+
+
+def test_lists_of_rewards_are_cut_where_no_bracket_is_open() -> None:
+    written = "a, (a:0.3,b), c{clip: [0, 1], of: 'x,y'} ,d/e (1).py:f"
+    assert split(written) == ["a", "(a:0.3,b)", "c{clip: [0, 1], of: 'x,y'}", "d/e (1).py:f"]
+    assert [is_sum(one) for one in split(written)] == [False, True, True, False]
+    assert read("(a:0.3,b)", key="") == [A, B] and len(read("(a),(b)", key="")) == 2
+
+
+def test_standardise() -> None:
+    for said in ("group", "iteration", None):
+        assert whole({"sum": [A, B], "standardise": said}, key="") == {"sum": [A, B], "standardise": said}
+    assert whole({"name": "a:0.3,b", "standardise": "none"}, key="") == {"sum": [A, B], "standardise": None}
+    with pytest.raises(ValueError, match="^--reward.standardise is 'prompt'; it is one of group, iteration, or none."):
+        whole({"sum": [A], "standardise": "prompt"}, key="--reward")
 
 
 def test_what_is_given_to_the_class_alone() -> None:
@@ -72,8 +120,18 @@ def test_terms_as_a_line() -> None:
         ([], "--reward: found a sum without terms"),
         ([("a", 1, 2)], "--reward: a term of a sum is a pair (reward, weight); found 3 entries."),
         ([{"weight": 1}], "--reward: a term of a sum is {name: NAME, weight: NUMBER}; found {'weight': 1}."),
-        ({"name": "a:1,b", "colour": "blue"}, "--reward.colour: a sum has no settings of its own."),
-        ({"sum": ["a"], "weight": 2}, "--reward.weight: a sum has no settings of its own."),
+        ("a:1{clip: [0]}", "--reward: the clip of `a` is [0]; it is [LOW, HIGH], and null leaves one open."),
+        ("a:1{clip: [2, 1]}", "--reward: the clip of `a` is [2, 1]; it is [LOW, HIGH]"),
+        ("a:1{clip: [~, ~]}", "--reward: the clip of `a` is [None, None]; it is [LOW, HIGH]"),
+        ("a:1{clip: [no, 1]}", "--reward: the clip of `a` is False; it is a finite number."),
+        ("a:1{floor: low}", "--reward: floor of `a` is 'low'; it is a finite number."),
+        ("a:-1{at_least: 2}", "--reward: at_least of `a` costs weight x what is missing: the weight is positive"),
+        ("a{at_least: 2, clip: [0, 1]}", "--reward: at_least of `a` costs weight x what is missing"),
+        ("a{floor:1}", "--reward: `floor:1` behind `a` needs a blank after its colon: {KEY: VALUE}."),
+        ("a{clip: [0}", "--reward: `{clip: [0}` behind `a` is not of the form {KEY: VALUE, KEY: VALUE}."),
+        ([{"name": "a", "of": 1, "settings": {"of": 2}}], "--reward: `settings` of `a` is {'of': 2}; it holds what"),
+        ({"name": "a:1,b", "colour": "blue"}, "--reward.colour: a sum has no setting of its own but `standardise`."),
+        ({"sum": ["a"], "weight": 2}, "--reward.weight: a sum has no setting of its own but `standardise`."),
     ],
 )
 def test_errors_name_the_key(written: Any, said: str) -> None:

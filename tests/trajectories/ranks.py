@@ -30,25 +30,38 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.process.flow_samplers import FlowSDE
 from tastemaker.process.samplers import DDIM, Window
 from tastemaker.process.truncation import PerStep
+from tastemaker.rewards import Sum
 from tastemaker.training.trainer import Training
 from tastemaker.world import World
 from toy import Toy
 from toy_runs import failing, run_of
 
 
+def small(images: Tensor, prompts: Any) -> Tensor:
+    """Of another scale."""
+    return -1e-3 * images.flatten(1).square().mean(1)
+
+
 class Case(NamedTuple):
-    """A run on the toy policy; `lost` are the pictures of every iteration whose scores fail."""
+    """A run on the toy policy; `lost` are the pictures of every iteration whose scores fail.
+
+    standardise: the reward is a sum whose terms are, with a limit and a floor.
+    """
 
     algorithm: Algorithm
     flow: bool = False
     layout: float = 0.0
     lost: tuple[int, ...] = ()
+    standardise: str | None = None
 
     def policy(self, kind: type[Toy] = Toy, **settings: Any) -> Toy:
         return kind(flow=self.flow, layout=self.layout, sets=(*self.algorithm.sets, "ema"), **settings)
 
     def run(self, folder: Path, policy: Toy, *, micro: int = 5, sampling: int = 3, **settings: Any) -> Training:
-        reward = failing(lambda b: b in self.lost)
+        reward: Any = failing(lambda b: b in self.lost)
+        if self.standardise is not None:
+            rules = ({"floor": -4.0}, {"weight": 0.5, "at_least": -1e-3})
+            reward = Sum(list(zip((reward, small), rules, strict=True)), self.standardise)
         optimizing = {"ema": 0.9, "schedule": "cosine", "warmup_steps": 3}
         return run_of(
             folder, self.algorithm, policy, reward=reward, micro=micro, sampling=sampling, **optimizing, **settings
@@ -84,6 +97,8 @@ CASES = {
     "tilted": Case(RAM(levels=2, **FRESH), lost=(2, 9)),
     "preferred": Case(DiffusionDPO(levels=2, beta=5.0, **FRESH | {"per_prompt": 4}), lost=(0, 4, 5, 6)),
     "best of all": Case(RWR(levels=2, top=0.4, inner_epochs=2, **FRESH)),
+    "summed in groups": Case(FlowGRPO(clip=0.2, **TWICE | {"per_prompt": 4}), lost=(0, 4, 5), standardise="group"),
+    "summed": Case(WHOLE, lost=(0, 1, 4), standardise="iteration"),
     "copied": Case(GradCopy(chosen=3, **FRESH), lost=(0, 1, 4, 5, 11)),
 }
 

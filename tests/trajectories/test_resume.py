@@ -36,6 +36,8 @@ PLAIN = Case(DDPO(clip=0.2, learning_rate=0.02, **SMALL), lost=(3,))
 RENEWED = Case(DDPO(clip=0.02, learning_rate=0.02, prompt_history=6, prompt_minimum=2, **SMALL), layout=1e-3, lost=(3,))
 # A window for each group, and a base that is asked.
 WINDOWS = Case(FlowGRPO(clip=0.2, sampler=Window(DDIM(), 2, each="group"), learning_rate=0.02, **SMALL), lost=(3,))
+# What everyone's scores are worth beside each other is computed again from those that were kept.
+SUMMED = WINDOWS._replace(standardise="group")
 # Those that draw anew for every update.
 LAST = Case(DRaFT(k=2, kl=0.3, learning_rate=0.02, **FRESH), lost=(3,))
 TRUNCATED = Case(AlignProp(**FRESH | {"learning_rate": 0.02}), lost=(3,))
@@ -88,6 +90,8 @@ PLACES = {
     "with windows, in a rollout": Place(WINDOWS, "drawing", 4, "checkpoint-0"),
     "with windows, in an update": Place(WINDOWS, "learning", 6 + 4, "checkpoint-1-2"),
     "with windows, between updates": Place(WINDOWS, "update", 4 + 1, "checkpoint-1-1"),
+    "with a standardised sum, in a rollout": Place(SUMMED, "drawing", 4, "checkpoint-0"),
+    "with a standardised sum, between updates": Place(SUMMED, "update", 4 + 1, "checkpoint-1-1"),
     "in the first prefix of all": Place(LAST, "drawing", 1, "checkpoint-0"),
     "in a first prefix": Place(LAST, "drawing", 12 + 2, "checkpoint-1"),
     "while the base is asked": Place(LAST, "drawing", 12 + 4 + 1, "checkpoint-1"),

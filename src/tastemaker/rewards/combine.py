@@ -1,14 +1,17 @@
 """A weighted sum of rewards, which is a reward.
 
-    value = sum over terms of weight * score
+    value = sum over terms of weight * g(score)
+    g(s) = s,   with `clip: [low, high]` min(max(s, low), high),   with `at_least: b` min(s - b, 0)
 
-Nothing is normalised: a term counts by its weight and by how much its own scores vary.
+A term counts by its weight and by how much its own scores vary, unless all are standardised. What depends on other
+pictures, `standardise` and `floor`, is no part of this value, for a call sees only some: it is done with all scores of
+an iteration before they are learned from (`tastemaker.rewards.comparison`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,8 +19,9 @@ from torch import Tensor
 
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import named
-from tastemaker.rewards.reward import NamedReward, Scores, adapt
-from tastemaker.rewards.terms import read
+from tastemaker.rewards.comparison import Comparison, Rule
+from tastemaker.rewards.reward import NamedReward, Scores
+from tastemaker.rewards.terms import OPTIONS, reward_of, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,29 +29,50 @@ class Sum:
     """A weighted sum: `Sum({"jpeg_proxy": 0.3, judge: 1})`, `Sum([(judge, 1), ({"name": "colour"}, -2)])`, or a text.
 
     A picture that a term has no score for has none. The terms' own scores are parts, by their names, and a term's parts
-    are `name.part`. Graphs are kept, so the sum has a gradient where all its terms have one.
+    are `name.part`; `name.counted` is g(score), and `name.holds` is 1 where `at_least` and `floor` hold, else 0.
+    Graphs are kept, so the sum has a gradient where all its terms have one.
     Errors: ValueError for what is no reward, or no weight.
     """
 
     sum: Any  # as it was written; from then on dicts of name, weight and settings, which a recipe may hold
+    standardise: str | None = None  # every term's scores within its `group` or the `iteration`; none leaves them alone
     key: InitVar[str] = "Sum"  # what errors call it
     terms: tuple[NamedReward, ...] = field(init=False, repr=False)
 
     def __post_init__(self, key: str) -> None:
-        found, terms, seen = read(self.sum, key=key), [], Counter[str]()
-        for k, one in enumerate(found):
-            spec = {name: value for name, value in one.items() if name != "weight"}
-            has_settings = len(spec) > 1
-            term = named(spec if has_settings else spec["name"], key=f"{key}.sum[{k}]" if has_settings else key)
-            seen[term.name] += 1
-            terms.append(adapt(term, f"{term.name}_{seen[term.name]}") if seen[term.name] > 1 else term)
-        object.__setattr__(self, "sum", tuple(found))
-        object.__setattr__(self, "terms", tuple(terms))
+        found, terms = self._read(key), []
+        for k, one in enumerate(found["sum"]):
+            spec = reward_of(one)
+            at = f"{key}.sum[{k}]" if isinstance(spec, dict) else key
+            term = named(spec, key=at)
+            if term.comparison is not None:
+                raise ValueError(f"{at}: `standardise` and `floor` are of the outermost sum alone.")
+            terms.append(term)
+        object.__setattr__(self, "sum", tuple(found["sum"]))
+        object.__setattr__(self, "standardise", found.get("standardise"))
+        object.__setattr__(self, "terms", tuple(apart(terms)))
+
+    def _read(self, key: str) -> dict[str, Any]:
+        if self.standardise is None:
+            return whole(self.sum, key=key)
+        return whole({"sum": whole(self.sum, key=key)["sum"], "standardise": self.standardise}, key=key)
 
     @property
     def weights(self) -> tuple[float, ...]:
         """One a term."""
         return tuple(one["weight"] for one in self.sum)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """What is done with each term's score."""
+        return tuple(Rule(**{name: one[name] for name in OPTIONS if name in one}) for one in self.sum)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """What is done with the scores of an iteration together, where anything is."""
+        if self.standardise is None and all(rule.floor is None for rule in self.rules):
+            return None
+        return Comparison(tuple(term.name for term in self.terms), self.rules, self.standardise)
 
     @property
     def name(self) -> str:
@@ -73,16 +98,27 @@ class Sum:
         value: Tensor | None = None
         parts: dict[str, Tensor] = {}
         said: list[list[str]] = [[] for _ in prompts]
-        for term, weight in zip(self.terms, self.weights, strict=True):
+        for term, rule in zip(self.terms, self.rules, strict=True):
             scores = term(images, prompts)
-            own = weight * scores.value.to(images.device)
+            score = scores.value.to(images.device)
+            own = rule.weight * rule.counted(score)
             value = own if value is None else value + own
-            parts[term.name] = scores.value.detach()
+            parts[term.name] = score.detach()
             parts |= {f"{term.name}.{part}": numbers.detach() for part, numbers in scores.parts.items()}
+            parts |= {f"{term.name}.{part}": numbers for part, numbers in rule.parts(score.detach()).items()}
             for lines, note in zip(said, scores.notes, strict=bool(scores.notes)):
                 lines += [] if note is None else [f"{term.name}: {note}"]
         assert value is not None
         return Scores(value, parts, _notes(said))
+
+
+def apart(rewards: Iterable[NamedReward]) -> list[NamedReward]:
+    """The rewards, with those of one name counted: `colour`, `colour_2`."""
+    found, seen = list[NamedReward](), Counter[str]()
+    for one in rewards:
+        seen[one.name] += 1
+        found.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name}_{seen[one.name]}"))
+    return found
 
 
 def _notes(said: Sequence[Sequence[str]]) -> tuple[str | None, ...]:

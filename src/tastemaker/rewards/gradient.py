@@ -9,6 +9,7 @@ from torch import Tensor
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import DIFFERENTIABLE, TABLE
 from tastemaker.rewards.combine import Sum
+from tastemaker.rewards.comparison import Comparison
 from tastemaker.rewards.reward import ContractError, NamedReward, adapt
 from tastemaker.rewards.terms import is_sum, read
 
@@ -29,8 +30,21 @@ def refuse(spec: Any, *, algorithm: str, others: Sequence[str], key: str = "rewa
     spec = spec.sum if isinstance(spec, Sum) else spec
     for one in [term["name"] for term in read(spec, key=key)] if is_sum(spec) else [spec]:
         name = one.get("name") if isinstance(one, Mapping) else one
+        if is_sum(name) or isinstance(name, Sum):
+            refuse(name, algorithm=algorithm, others=others, key=key)
         if isinstance(name, str) and name in TABLE and name not in DIFFERENTIABLE:
             raise _refusal(algorithm, f"`{name}` has no gradient to the picture", name, others, f"{key}: ")
+
+
+def refuse_comparison(comparison: Comparison, *, algorithm: str, others: Sequence[str], key: str = "reward") -> None:
+    """Refuses what needs the scores of an iteration together: they are not there when one call is differentiated."""
+    what, instead = ("standardise", "give every term the weight you want over the deviation of its scores")
+    if comparison.standardise is None:
+        what, instead = "floor", "write `at_least`, which costs weight x what is missing and has a gradient"
+    raise ContractError(
+        f"{key}: {algorithm} differentiates the reward call by call, but `{what}` weighs a picture against all others "
+        f"of its iteration. Use {' or '.join(others)} with it, or {instead}."
+    )
 
 
 def needs_gradient(reward: Any, images: Tensor, prompts: Prompts, *, algorithm: str, others: Sequence[str]) -> None:

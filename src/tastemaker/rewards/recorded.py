@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tastemaker.rewards.comparison import Comparison
 from tastemaker.rewards.reward import NamedReward, Scores, adapt
 
 
@@ -38,6 +39,11 @@ class Recorded:
     def network(self) -> Any:
         """The reward's network, when it shows one."""
         return self.reward.network
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How pictures are weighed against the others of their iteration, when the reward says so."""
+        return self.reward.comparison
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         began = time.perf_counter()

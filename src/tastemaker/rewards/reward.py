@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import TABLE as TABLE
+from tastemaker.rewards.comparison import Comparison
 
 
 class Scores(NamedTuple):
@@ -63,6 +64,11 @@ class NamedReward:
     def network(self) -> Any:
         """The reward's network, a torch module, when it shows one."""
         return getattr(self.function, "network", None)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How pictures are weighed against the others of their iteration, when the reward says so."""
+        return getattr(self.function, "comparison", None)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         rows = prompts if isinstance(prompts, Prompts) else Prompts.of(prompts)
