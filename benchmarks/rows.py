@@ -194,6 +194,7 @@ ROWS = (
     ),
     *(_noised(algorithm) for algorithm in NOISED),
     *_policies(),
-    *_flow(),
     *(row for variant in VARIANTS for row in _gradient(variant)),
 )
+
+FLOWS = tuple(_flow())  # they join ROWS when the weights of `shapes-flow` are in the package

@@ -95,3 +95,9 @@ def test_the_model_brings_the_settings_of_the_demo() -> None:
     found = config.resolve("ddpo", {"model": "shapes", "reward": "jpeg_compressibility"}, said)
     assert found.run.prompts == "shapes" and found.run.evaluation.prompts == "shapes_heldout"
     assert found.origin["algorithm.images"] == "model" and found.origin["algorithm.advantage_limit"] == "paper"
+
+
+def test_what_the_model_says_of_itself_is_what_the_package_says_of_it() -> None:
+    """An export copies it; a change of one alone would never be read."""
+    home = assets.folder()
+    assert (home / "tastemaker.json").read_bytes() == (home.parents[1] / "tastemaker.json").read_bytes()
