@@ -127,7 +127,7 @@ def _noised(algorithm: str, ending: str = "", model: str = "shapes", **own: Any)
     return Row(name, "forward", algorithm, reward, fields, often, seeds=seeds, more=NOW, model=model)
 
 
-# The flow: the same runs; its adapter learns as much of the same pictures at about three times the rates.
+# The flow: the same runs at three times the rates and more, where a trial's adapter learned three times as much.
 FLOW = "shapes-flow"
 
 

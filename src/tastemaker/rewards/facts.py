@@ -72,7 +72,7 @@ FACTS: dict[str, Facts] = {
     ),
     "pickscore": Facts(
         (PICKSCORE, TOKENIZER),
-        "MIT (code); the weights' page names none: ask before you sell what they judge",
+        "MIT (code); the terms of the weights were not verified: read their page",
         "Kirstain et al. 2023, arXiv:2305.01569",
     ),
     "hpsv2": Facts((HPS["v2.0"], TOKENIZER), "Apache-2.0", "Wu et al. 2023, arXiv:2306.09341"),
