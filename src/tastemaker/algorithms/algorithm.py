@@ -27,6 +27,7 @@ class Calls(NamedTuple):
 class Algorithm(ABC):
     """What every paper states. Its values are the defaults; a model's, a recipe's and a user's lie over them."""
 
+    citation: ClassVar[str]  # of the paper, or of several with an empty line between, in BibTeX
     sets: ClassVar[tuple[str, ...]] = ("base",)  # weight sets that `Policy.using` must know
     differentiates: ClassVar[bool] = False  # whether the reward is asked for its gradient, too
     given: ClassVar[frozenset[str]] = frozenset()  # shadowed by each object: the fields its maker passed

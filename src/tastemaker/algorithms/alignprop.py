@@ -38,6 +38,12 @@ class AlignProp(Algorithm):
     That has a target, a coin for every step and seven iterations (the recipe `alignprop_aesthetic`).
     """
 
+    citation = """@misc{prabhudesai2023aligning,
+  title  = {Aligning Text-to-Image Diffusion Models with Reward Backpropagation},
+  author = {Prabhudesai, Mihir and Goyal, Anirudh and Pathak, Deepak and Fragkiadaki, Katerina},
+  year   = {2023},
+  note   = {arXiv:2310.03739}
+}"""
     differentiates = True
 
     images: int = 256  # pictures an iteration, over all devices

@@ -35,6 +35,12 @@ from tastemaker.rollout import collect, placed
 class AWM(Algorithm):
     """The settings of advantage-weighted matching; defaults of the published ones for SD3.5 where they are known."""
 
+    citation = """@misc{xue2025advantage,
+  title  = {Advantage Weighted Matching: Aligning {RL} with Pretraining in Diffusion Models},
+  author = {Xue, Shuchen and Ge, Chongjian and Zhang, Shilong and Li, Yichen and Ma, Zhi-Ming},
+  year   = {2025},
+  note   = {arXiv:2509.25050}
+}"""
     sets: ClassVar[tuple[str, ...]] = ("base", "old")
 
     images: int = 1152  # pictures an iteration, over all devices

@@ -37,6 +37,14 @@ from tastemaker.rollout import Rollout, Transitions, collect, placed
 class DDPO(Algorithm):
     """The settings of DDPO with importance sampling; defaults of the authors' LoRA code."""
 
+    citation = """@inproceedings{black2024training,
+  title     = {Training Diffusion Models with Reinforcement Learning},
+  author    = {Black, Kevin and Janner, Michael and Du, Yilun and Kostrikov, Ilya and Levine, Sergey},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2305.13301}
+}"""
+
     clip: float = 1e-4  # of the ratio; small, for the authors' log-probability is a mean over the latent
     advantage_limit: float = 5.0  # advantages are cut to +- this
     inner_epochs: int = 1  # how often the same pictures are learned from

@@ -60,6 +60,15 @@ class Pairs:
 class DiffusionDPO(Algorithm):
     """The settings of Diffusion-DPO; defaults of the authors' code for SD 1.5, for an iteration of 2,048 pairs."""
 
+    citation = """@inproceedings{wallace2024diffusion,
+  title     = {Diffusion Model Alignment Using Direct Preference Optimization},
+  author    = {Wallace, Bram and Dang, Meihua and Rafailov, Rafael and Zhou, Linqi and Lou, Aaron and Purushwalkam,
+               Senthil and Ermon, Stefano and Xiong, Caiming and Joty, Shafiq and Naik, Nikhil},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024},
+  note      = {arXiv:2311.12908}
+}"""
+
     pairs: str = "drawn"  # the best and the worst of a prompt's pictures, or `given` with the prompts
     images: int = 2048  # pictures an iteration (pairs, where they are given), over all devices
     per_prompt: int = 2  # pictures of one prompt, of which the best and the worst are a pair; 1 where pairs are given

@@ -40,6 +40,13 @@ LEAST = 1e-5  # of w: where a belief is the picture itself its square is 0 too
 class DiffusionNFT(Algorithm):
     """The settings of DiffusionNFT; defaults of the authors' code for SD3.5, for one prompt more or less."""
 
+    citation = """@misc{zheng2025diffusionnft,
+  title  = {{DiffusionNFT}: Online Diffusion Reinforcement with Forward Process},
+  author = {Zheng, Kaiwen and Chen, Huayu and Ye, Haotian and Wang, Haoxiang and Zhang, Qinsheng and Jiang, Kai and
+            Su, Hang and Ermon, Stefano and Zhu, Jun and Liu, Ming-Yu},
+  year   = {2025},
+  note   = {arXiv:2509.16117}
+}"""
     sets: ClassVar[tuple[str, ...]] = ("base", "old")
 
     images: int = 1152  # pictures an iteration, over all devices

@@ -48,6 +48,15 @@ from tastemaker.rollout import Transitions, collect, placed, transition_at
 class DPOK(Algorithm):
     """The settings of DPOK; defaults of the authors' command for a single prompt."""
 
+    citation = """@inproceedings{fan2023dpok,
+  title     = {{DPOK}: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models},
+  author    = {Fan, Ying and Watkins, Olivia and Du, Yuqing and Liu, Hao and Ryu, Moonkyung and Boutilier, Craig and
+               Abbeel, Pieter and Ghavamzadeh, Mohammad and Lee, Kangwook and Lee, Kimin},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2305.16381}
+}"""
+
     images: int = 10  # pictures an iteration, over all devices
     updates: int = 5  # optimizer steps an iteration (and inner epoch), each on images / updates pictures
     guidance: float = 7.5  # classifier-free guidance, in sampling and in the loss; 1 switches it off

@@ -45,6 +45,13 @@ class DRaFT(Algorithm):
     It has 4 images an iteration and a million of iterations.
     """
 
+    citation = """@inproceedings{clark2024directly,
+  title     = {Directly Fine-Tuning Diffusion Models on Differentiable Rewards},
+  author    = {Clark, Kevin and Vicol, Paul and Swersky, Kevin and Fleet, David J.},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2309.17400}
+}"""
     differentiates = True
 
     images: int = 16  # pictures an iteration, over all devices

@@ -31,6 +31,14 @@ from tastemaker.surrogate import Course, Starts, judged, prefix, shares, walk
 class DRTune(Algorithm):
     """The settings of DRTune."""
 
+    citation = """@inproceedings{wu2024deep,
+  title     = {Deep Reward Supervisions for Tuning Text-to-Image Diffusion Models},
+  author    = {Wu, Xiaoshi and Hao, Yiming and Zhang, Manyuan and Sun, Keqiang and Huang, Zhaoyang and Song, Guanglu
+               and Liu, Yu and Li, Hongsheng},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2024},
+  note      = {arXiv:2405.00760}
+}"""
     differentiates = True
 
     images: int = 16  # pictures an iteration, over all devices

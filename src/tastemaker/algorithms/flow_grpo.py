@@ -61,6 +61,14 @@ Baseline = Literal["mean", "leave_one_out"]
 class FlowGRPO(Algorithm):
     """The settings of Flow-GRPO; defaults of the authors' run on GenEval."""
 
+    citation = """@misc{liu2025flowgrpo,
+  title  = {{Flow-GRPO}: Training Flow Matching Models via Online {RL}},
+  author = {Liu, Jie and Liu, Gongye and Liang, Jiajun and Li, Yangguang and Liu, Jiaheng and Wang, Xintao and
+            Wan, Pengfei and Zhang, Di and Ouyang, Wanli},
+  year   = {2025},
+  note   = {arXiv:2505.05470}
+}"""
+
     images: int = 1152  # pictures an iteration, over all devices: 48 groups
     per_prompt: int = 24  # pictures of one prompt; together they are a group
     updates: int = 2  # optimizer steps an iteration (and inner epoch), each on images / updates pictures

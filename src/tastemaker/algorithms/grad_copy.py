@@ -59,6 +59,13 @@ class Targets:
 class GradCopy(Algorithm):
     """The settings of grad-copy; defaults of FDFO's recipe where it has them, for one device."""
 
+    citation = """@misc{mcallister2026finite,
+  title  = {Finite Difference Flow Optimization for {RL} Post-Training of Text-to-Image Models},
+  author = {McAllister, David and Aittala, Miika and Karras, Tero and Hellsten, Janne and Kanazawa, Angjoo and
+            Aila, Timo and Laine, Samuli},
+  year   = {2026},
+  note   = {arXiv:2603.12893}
+}"""
     differentiates = True
 
     images: int = 64  # pictures an iteration, over all devices

@@ -32,6 +32,14 @@ from tastemaker.rollout import collect, placed
 class RAM(Algorithm):
     """The settings of RAM; sizes are DiffusionNFT's, for the paper's own were not at hand."""
 
+    citation = r"""@misc{bergmeister2026reinforce,
+  title  = {Reinforce Adjoint Matching: Scaling {RL} Post-Training of Diffusion and Flow-Matching Models},
+  author = {Bergmeister, Andreas and Jegelka, Stefanie and N{\"u}sken, Nikolas and Domingo-Enrich, Carles and
+            Pidstrigach, Jakiw},
+  year   = {2026},
+  note   = {arXiv:2605.10759}
+}"""
+
     images: int = 1152  # pictures an iteration, over all devices
     per_prompt: int = 24  # pictures of one prompt, which are compared with each other
     updates: int = 2  # optimizer steps an iteration, each on images / updates pictures

@@ -32,6 +32,14 @@ from tastemaker.surrogate import Course, Starts, judged, prefix, shares, walk
 class ReFL(Algorithm):
     """The settings of ReFL; the authors' defaults."""
 
+    citation = """@inproceedings{xu2023imagereward,
+  title     = {{ImageReward}: Learning and Evaluating Human Preferences for Text-to-Image Generation},
+  author    = {Xu, Jiazheng and Liu, Xiao and Wu, Yuchen and Tong, Yuxuan and Li, Qinkai and Ding, Ming and Tang, Jie
+               and Dong, Yuxiao},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2304.05977}
+}"""
     differentiates = True
 
     images: int = 64  # pictures an iteration, over all devices

@@ -27,6 +27,24 @@ from tastemaker.rollout import Transitions, collect, placed
 class REINFORCE(Algorithm):
     """The settings of the score-function estimator."""
 
+    citation = """@article{williams1992simple,
+  title   = {Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning},
+  author  = {Williams, Ronald J.},
+  journal = {Machine Learning},
+  volume  = {8},
+  pages   = {229--256},
+  year    = {1992},
+  doi     = {10.1007/BF00992696}
+}
+
+@inproceedings{black2024training,
+  title     = {Training Diffusion Models with Reinforcement Learning},
+  author    = {Black, Kevin and Janner, Michael and Du, Yilun and Kostrikov, Ilya and Levine, Sergey},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2305.13301}
+}"""
+
     updates: int = 1  # optimizer steps an iteration; more are off-policy without a correction, and refused
     advantage_limit: float = 5.0  # advantages are cut to +- this
     sampler: Sampler = field(default_factory=DDIM)  # draws the training pictures; needs random steps

@@ -38,6 +38,14 @@ from tastemaker.rollout import collect, placed
 class RWR(Algorithm):
     """The settings of reward-weighted regression; defaults of the DDPO paper's code."""
 
+    citation = """@misc{lee2023aligning,
+  title  = {Aligning Text-to-Image Models using Human Feedback},
+  author = {Lee, Kimin and Liu, Hao and Ryu, Moonkyung and Watkins, Olivia and Du, Yuqing and Boutilier, Craig and
+            Abbeel, Pieter and Ghavamzadeh, Mohammad and Gu, Shixiang Shane},
+  year   = {2023},
+  note   = {arXiv:2302.12192}
+}"""
+
     images: int = 10_240  # pictures an iteration, over all devices
     updates: int = 40  # optimizer steps an iteration and inner epoch, each on images / updates pictures
     iterations: int = 10  # rounds of drawing, scoring and learning
