@@ -269,8 +269,9 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + table(rows, there))
     if asked.page:
         asked.page.write_text(page(rows, there), encoding="utf-8")
-        names = [row.name for row in rows if row.group == "gradient" and row.judge == queries.JUDGE]
-        queries.chart(names, there, asked.page.parent / "images" / "queries.svg")
+        for group, file in queries.CHARTS.items():
+            names = [row.name for row in rows if row.group == group and row.judged == queries.JUDGE]
+            queries.chart(names, there, asked.page.parent / "images" / file)
     return 1 if failed else 0
 
 

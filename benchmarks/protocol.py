@@ -83,7 +83,7 @@ colours; below the table stands after how many network rows they reach 0.8 SD. T
 seeds 0 and 1.
 
 """
-PLOT = "![Smaller files against the pictures that were scored](images/queries.svg)"  # beside the page
+PLOT = "\n![Smaller files against the pictures that were scored](images/{})\n"  # beside the page
 
 
 def page(rows: Sequence[Row], runs: Sequence[Line]) -> str:
@@ -96,10 +96,11 @@ def page(rows: Sequence[Row], runs: Sequence[Line]) -> str:
                 kind = "controls" if control else "runs"
                 missing.append(f"- {row.name}: {kind} of seed {', '.join(map(str, empty))}")
     still = "\n".join(["", "## Still to be run", "", *missing, ""]) if missing else ""
-    plot = f"\n{PLOT}\n" if any(row.group == "gradient" for row in rows) else ""
+    groups = {row.group for row in rows}
+    plots = "".join(PLOT.format(file) for group, file in queries.CHARTS.items() if group in groups)
     columns, _, notes = table(rows, runs).strip().partition("\n\n")
     listed = "\n" + "\n".join(f"- {note}" for note in notes.splitlines()) + "\n" if notes else ""
-    return PAGE + columns + "\n" + listed + plot + still
+    return PAGE + columns + "\n" + listed + plots + still
 
 
 def verdict(runs: Sequence[Line], control: Sequence[Line]) -> str:

@@ -16,6 +16,7 @@ Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 DDPO, SPENT = "ddpo-2560", 2500  # the row that sets the level, and after how many queries
 JUDGE = "jpeg_compressibility"  # real files
 PARTS = ("colour", "shape", "count")
+CHARTS = {"gradient": "queries.svg", "forward": "queries_forward.svg", "policy": "queries_policy.svg"}  # by group
 
 
 def level(runs: Sequence[Line]) -> float | None:
@@ -85,7 +86,7 @@ def chart(names: Sequence[str], runs: Sequence[Line], path: Path) -> bool:
             continue
         x = [math.log10(column[0][0]) for column in columns]
         heights = [[height for _, height in column] for column in columns]
-        title = name.removesuffix("-jpeg").replace(DDPO, "ddpo")
+        title = name.removesuffix("-jpeg").removesuffix("-compressibility").replace(DDPO, "ddpo")
         series.append(Series(title, x, [*map(statistics.mean, heights)], [*map(min, heights)], [*map(max, heights)]))
     if series:
         head = "Smaller files: how many pictures have to be scored"
