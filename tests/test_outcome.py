@@ -39,6 +39,18 @@ def test_judging_anew_gives_the_runs_own_numbers() -> None:
     assert set(fewer) == {"redness", "redness.green", "redness.blue"} and fewer["redness"].mean != found.mean
 
 
+def test_mixed_and_annealed_models_lie_between() -> None:
+    run = tm.Run.open(runs.finished()[0])
+    asked = {"prompts": "train", "count": 4}
+    tuned = run.evaluate(evaluation=asked, device="cpu")["brightness"]
+    assert run.evaluate(evaluation=asked, mix=1, device="cpu")["brightness"].mean == tuned.mean
+    assert run.evaluate(evaluation=asked, mix=0, device="cpu")["brightness"].change == 0
+    assert run.evaluate(evaluation=asked, anneal="tuned", device="cpu")["brightness"].mean == tuned.mean
+    assert run.evaluate(evaluation=asked, anneal="linear", device="cpu")["brightness"].change not in (0, tuned.change)
+    with pytest.raises(ValueError, match="mix and anneal are judged one at a time"):
+        run.evaluate(mix=0.5, anneal="linear")
+
+
 def test_the_pipeline_is_plain_diffusers_with_the_tuned_weights() -> None:
     run = tm.Run.open(runs.finished()[0])
     pipeline = run.pipeline("cpu")

@@ -66,6 +66,8 @@ class Run:
         rewards: Sequence[Any] | None = None,
         *,
         evaluation: Mapping[str, Any] | None = None,
+        mix: float | None = None,
+        anneal: str | None = None,
         device: str = "auto",
     ) -> dict[str, Score]:
         """Judge the tuned model against its base anew, on the same prompts and noise: its scores by name.
@@ -74,13 +76,18 @@ class Run:
 
         rewards: names, functions or objects; the run's own and its held-out rewards where none are given.
         evaluation: settings over those of the run's own evaluations, such as `{"count": 256, "prompts": [...]}`.
+        mix: judges base + mix (tuned - base) in place of the tuned model; of a LoRA.
+        anneal: judges the model that is drawn with by this rule along the chain (`linear`, `power:2`, `step:0.6`).
         """
         from tastemaker.judging import compared
         from tastemaker.rewards.combine import apart
 
         self._need_weights()
         judges = apart(self._judges() if rewards is None else [named(one, key="rewards") for one in rewards])
-        flags = {"evaluation": dict(evaluation or {}), "device": device}
+        if mix is not None and anneal is not None:
+            raise ValueError("mix and anneal are judged one at a time: leave one of them out.")
+        flags: dict[str, Any] = {"evaluation": dict(evaluation or {}), "device": device}
+        flags |= {"mix": str(mix)} if mix is not None else {"anneal": anneal} if anneal is not None else {}
         found = compared([str(self.folder)], flags, judges=judges, prompts=self.judged)
         return found.rows[-1].scores
 
