@@ -20,7 +20,7 @@ from house.syntax import (
 # Generators whose caller trains: a context that stays entered would be the caller's.
 GENERATORS = ("algorithms", "iteration", "rollout", "training", "world")
 # Pretraining is a program of its own without weight sets; autocast there cannot outlive an exchange.
-PRETRAINING = ("shapes.pretrain", "shapes.flow")
+PRETRAINING = ("shapes.pretrain", "shapes.flow_training")
 
 
 def table(module: str, name: str) -> dict[str, str]:

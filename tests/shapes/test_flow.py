@@ -21,7 +21,7 @@ from tastemaker.policy import load as loading
 from tastemaker.policy import pipelines
 from tastemaker.policy.load import elsewhere, find, load, quiet
 from tastemaker.policy.weights import LoRA
-from tastemaker.shapes import assets, export, flow, gates, models
+from tastemaker.shapes import assets, export, flow, flow_training, gates, models
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net, texts = flow.transformer(), nn.ModuleList(flow.text_encoders(words))
     modules = nn.ModuleDict({"transformer": net, "texts": texts})
     shadow = [torch.randn(p.shape) * 0.05 for p in modules.parameters()]
-    torch.save({"modules": modules.state_dict(), "shadow": shadow, "step": 3, "seconds": 9.0}, home / "flow.pt")
+    torch.save({"modules": modules.state_dict(), "shadow": shadow, "step": 3, "seconds": 9.0}, home / "paths.pt")
     export.main(["flow", "--folder", str(home), "--assets", str(home / "assets")])
     return home / "assets" / "flow"
 
@@ -70,7 +70,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def test_it_is_the_average_of_the_weights(exported: Path) -> None:
-    state = torch.load(exported.parents[1] / "flow.pt", weights_only=True)
+    state = torch.load(exported.parents[1] / "paths.pt", weights_only=True)
     words = models.tokenizer(exported.parents[1] / "words")
     modules = nn.ModuleDict({"transformer": flow.transformer(), "texts": nn.ModuleList(flow.text_encoders(words))})
     found = load_file(exported / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -165,3 +165,26 @@ def test_a_shared_part_is_a_built_in_models_own(
     (home / "tastemaker.json").write_text(json.dumps(says | {"parts": parts}))
     with pytest.raises(ValueError, match=said):
         load(str(home), lora=None)
+
+
+def test_its_own_chains_lead_where_the_velocity_does() -> None:
+    """With the velocity of a world of one picture a chain is a straight line to it, at any guidance."""
+    picture = torch.randn(1, *models.LATENT_SHAPE, generator=torch.Generator().manual_seed(1))
+
+    def velocity(x: torch.Tensor, s: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return (x - picture) / s.view(-1, 1, 1, 1)
+
+    own = flow_training.OwnPaths(velocity, torch.zeros(8, dtype=torch.long))
+    g = torch.Generator().manual_seed(0)
+    own.walk(torch.arange(32).view(4, 8) + 1, g)
+    starts = [(x - (1 - s.view(-1, 1, 1, 1)) * picture) / s.view(-1, 1, 1, 1) for x, s, _ in own.places]
+    for noise in starts[1:]:
+        assert torch.allclose(noise, starts[0], atol=1e-3)
+    assert abs(float(starts[0].std()) - 1) < 0.05
+    x, s, tokens = own.draw(50, g)
+    assert x.shape == (50, *models.LATENT_SHAPE) and 0.01 < float(s.min()) < float(s.max()) < 0.94
+    empty = (tokens == 0).all(1)
+    assert 5 < int(empty.sum()) < 25 and set(tokens[~empty][:, 0].tolist()) == {1, 9, 17, 25}
+    for _ in range(4):
+        own.walk(torch.ones(4, 8, dtype=torch.long), g)
+    assert len(own.places) <= own.KEPT * own.STEPS and (own.draw(9, g)[2] <= 1).all()  # the first are forgotten

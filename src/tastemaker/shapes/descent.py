@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,3 +120,14 @@ class Fit:
             optimizer.load_state_dict(saved)
         self.shadow = state["shadow"]
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def averages(checkpoint: Path, modules: nn.Module) -> dict[str, Any]:
+    """The modules get the average of the weights that a checkpoint of `Fit` holds, which is returned."""
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    modules.load_state_dict(state["modules"])
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p, average in zip(trained, state["shadow"], strict=True):
+            p.copy_(average)
+    return state

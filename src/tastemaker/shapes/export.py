@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from tastemaker.shapes import flow, models
 from tastemaker.shapes.assets import SUMS
+from tastemaker.shapes.descent import averages
+from tastemaker.shapes.flow_training import PATHS
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
@@ -50,7 +52,7 @@ def export_flow(work: Path, assets: Path = ASSETS) -> int:
     shutil.rmtree(home, ignore_errors=True)
     words = models.tokenizer(home / "tokenizer")
     net, texts = flow.transformer(), flow.text_encoders(words)
-    _averaged(work / "flow.pt", {"transformer": net, "texts": torch.nn.ModuleList(texts)})
+    _averaged(work / f"{PATHS}.pt", {"transformer": net, "texts": torch.nn.ModuleList(texts)})
     _save(flow.pipeline(models.autoencoder(), net, texts, words), home)
     shutil.rmtree(home / "vae")  # not this one, which nobody has trained
     for name in ("tokenizer", "tokenizer_2"):
@@ -61,13 +63,7 @@ def export_flow(work: Path, assets: Path = ASSETS) -> int:
 
 def _averaged(checkpoint: Path, parts: dict[str, torch.nn.Module]) -> None:
     """The modules get the average of the weights that a checkpoint of `descent.Fit` holds."""
-    state = torch.load(checkpoint, weights_only=True)
-    modules = torch.nn.ModuleDict(parts)
-    modules.load_state_dict(state["modules"])
-    trained = [p for p in modules.parameters() if p.requires_grad]
-    with torch.no_grad():
-        for p, average in zip(trained, state["shadow"], strict=True):
-            p.copy_(average)
+    state = averages(checkpoint, torch.nn.ModuleDict(parts))
     print(f"step {state['step']}, {state['seconds'] / 60:.0f} minutes of training")
 
 

@@ -1,4 +1,4 @@
-"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge|flow --folder work`.
+"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge|flow|paths --folder work`.
 
 Seeded, and resumable: every step's pictures, noise and times are functions of (seed, step), and a checkpoint is written
 every 100 steps, so the same command continues where it stopped. Costs are in `docs/shapes.md`.
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tastemaker.shapes import assets, flow, judge, material, models
+from tastemaker.shapes import assets, flow_training, judge, material, models
 from tastemaker.shapes.descent import Fit
 from tastemaker.shapes.weather import weathered
 
@@ -175,7 +175,8 @@ STAGES: dict[str, tuple[Callable[..., None], tuple[int, int, int]]] = {  # steps
     "vae": (train_autoencoder, (2800, 32, 24_000)),
     "base": (train_base, (5500, 128, 60_000)),
     "judge": (train_judge, (1200, 64, 8_000)),
-    "flow": (flow.train_flow, (10_000, 128, 60_000)),
+    "flow": (flow_training.train_flow, (15_000, 64, 60_000)),
+    "paths": (flow_training.train_paths, (5_000, 64, 60_000)),
 }
 
 
