@@ -17,11 +17,12 @@ from tastemaker.exports import hub
 from tastemaker.outcome import Run
 from tastemaker.policy.policy import Exportable
 from tastemaker.preparation import Parts, prepare
-from tastemaker.reports import trackers
+from tastemaker.reports import starts, trackers
 from tastemaker.results import Results
 from tastemaker.settings import RunSettings
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.hook import OnSamples
+from tastemaker.training.lines import Lines
 from tastemaker.training.record import Record
 from tastemaker.training.stopping import Stopping
 from tastemaker.training.trainer import Training
@@ -58,10 +59,23 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str, on_samples: OnS
         world.barrier()
         start = start or _last_checkpoint(output, run, world)
         running = _begun(parts, new)
+        if world.rank == 0:
+            _note_start(parts, start)
         try:
             return _train(parts, start, running, on_samples)
         finally:
             running.finish()
+
+
+def _note_start(parts: Parts, start: Checkpoint | None) -> None:
+    """A line of starts.jsonl: the command, versions, what computes."""
+    found = starts.start(
+        sys.argv,
+        device=str(parts.policy.device),
+        processes=parts.world.size,
+        resumed=str(start.path) if start else None,
+    )
+    Lines(parts.output / starts.STARTS, "starts", write=True).add(found)
 
 
 def _begun(parts: Parts, new: bool) -> trackers.Trackers:
