@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tastemaker import config, folder, planning
+from tastemaker import config, folder, planning, reporting
 from tastemaker.evaluation.evaluate import Trial, judge
 from tastemaker.exports import diffusers as export
 from tastemaker.exports import hub
@@ -171,6 +171,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     if done:
         return _ended(parts, results)
     if writes:
+        reporting.write_beside(output)
         print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
     return Run(output, False, None, tuple(parts.judges), parts.judged)
 
@@ -199,6 +200,8 @@ def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) ->
             )
         record.progress.end()
         results.add(iteration, verdict)
+        if record.write:
+            reporting.write_beside(results.folder)
         record.judged({one.name: float(verdict.values[one.name].double().nanmean()) for one in parts.judges})
 
     return evaluate
@@ -209,6 +212,6 @@ def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -
     with policy.using("ema") if run.ema is not None else nullcontext():
         weights = export.save(policy, results.folder)
     print("\n".join(["", *results.sentences(), ""]))
-    for path in (results.before_after(), results.curve(reward), weights):
+    for path in (results.before_after(), results.curve(reward), reporting.write_beside(results.folder), weights):
         if path:
             print(f"  {path}")

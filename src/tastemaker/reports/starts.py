@@ -1,4 +1,4 @@
-"""How a run was begun: the command, versions, the machine. A line of starts.jsonl each time, also when it is resumed."""
+"""How a run was begun: command, versions, machine. A line of starts.jsonl each time, also when it is resumed."""
 
 from __future__ import annotations
 
