@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tastemaker.reports import citation, comparison_report, report
 from tastemaker.reports.records import Records, named
 
 REPORT, COMPARISON = "report.html", "comparison.html"
+SHARE = 0.01  # of a run's time that its report may take while it goes
 
 
 def write(folder: str | Path, path: Path | None = None) -> Path:
@@ -39,13 +41,29 @@ def live(folder: Path, state: str) -> str:
                          papers=_papers(records), live=state)  # fmt: skip
 
 
-def write_beside(folder: Path) -> Path | None:
+class Beside:
     """The report of a run under way. What goes wrong with it is told, and stops nothing that was learned."""
-    try:
-        return write(folder)
-    except Exception as error:  # a page is not worth a run
-        print(f"{folder / REPORT} was not written: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.took, self.ended = 0.0, time.monotonic()
+
+    def renew(self) -> None:
+        """Writes it anew, unless that would take more than a hundredth of the time since it was written last."""
+        if self.took <= SHARE * (time.monotonic() - self.ended):
+            self.write()
+
+    def write(self) -> Path | None:
+        """Writes it anew; its path, or None where it could not be written."""
+        start = time.monotonic()
+        try:
+            return write(self.folder)
+        except Exception as error:  # a page is not worth a run
+            print(f"{self.folder / REPORT} was not written: {type(error).__name__}: {error}", file=sys.stderr)
+            return None
+        finally:
+            self.ended = time.monotonic()
+            self.took = self.ended - start
 
 
 def runs_of(words: Sequence[str]) -> list[Path]:

@@ -152,6 +152,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
         on_samples=on_samples,
     )
 
+    page = reporting.Beside(output)
     with Stopping(world):
         done = Training(
             algorithm=algorithm,
@@ -163,7 +164,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             world=world,
             record=record,
             checkpoints=Checkpoints(output / "checkpoints", limit=run.checkpoints_total_limit, world=world),
-            evaluate=_evaluation(parts, trial, results, record),
+            evaluate=_evaluation(parts, trial, results, record, page),
             seed=run.seed,
             negative=run.negative_prompt,
             max_failed=run.max_failed,
@@ -171,7 +172,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     if done:
         return _ended(parts, results)
     if writes:
-        reporting.write_beside(output)
+        page.write()
         print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
     return Run(output, False, None, tuple(parts.judges), parts.judged)
 
@@ -189,7 +190,9 @@ def _ended(parts: Parts, results: Results) -> Run:
     return Run(output, True, weights, tuple(parts.judges), parts.judged)
 
 
-def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) -> Callable[[int], None]:
+def _evaluation(
+    parts: Parts, trial: Trial, results: Results, record: Record, page: reporting.Beside
+) -> Callable[[int], None]:
     """Judges the policy as it is, before the iteration of that number, and writes it down."""
     policy, average = parts.policy, parts.run.ema is not None
 
@@ -200,8 +203,8 @@ def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) ->
             )
         record.progress.end()
         results.add(iteration, verdict)
-        if record.write:
-            reporting.write_beside(results.folder)
+        if record.write and iteration < parts.plan.iterations:  # the end writes it once more
+            page.renew()
         record.judged({one.name: float(verdict.values[one.name].double().nanmean()) for one in parts.judges})
 
     return evaluate
@@ -212,6 +215,6 @@ def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -
     with policy.using("ema") if run.ema is not None else nullcontext():
         weights = export.save(policy, results.folder)
     print("\n".join(["", *results.sentences(), ""]))
-    for path in (results.before_after(), results.curve(reward), reporting.write_beside(results.folder), weights):
+    for path in (results.before_after(), results.curve(reward), reporting.Beside(results.folder).write(), weights):
         if path:
             print(f"  {path}")

@@ -15,9 +15,10 @@ from tastemaker.reports.charts import spread
 from tastemaker.reports.records import Records
 
 MOST = 800  # pictures in one report
-BYTES = 13_000_000  # of all pictures together; base64 makes a third more of it
+BYTES = 11_000_000  # of all pictures together; base64 makes a third more of it
 TINY = 128  # pixels: pictures up to this size are shown with their pixels as squares
 SIZES = ((512, 82), (384, 80), (320, 78), (256, 76), (192, 72), (128, 68), (96, 60), (64, 50))  # edge and quality
+DENSITY = 0.15  # bytes a pixel that a photograph takes at least
 RANKS = ("best", "median", "worst")
 
 
@@ -135,7 +136,8 @@ class Encoder:
             return Picture(row, _address(data, kind), size)
         self.shrunk += 1
         whole = picture.convert("RGB")
-        for edge, quality in SIZES:
+        likely = math.sqrt(self.share / DENSITY)  # larger ones need not be tried
+        for edge, quality in [size for size in SIZES if size[0] <= max(likely, SIZES[-1][0])]:
             small = whole.copy()
             small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
             held = io.BytesIO()

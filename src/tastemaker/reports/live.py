@@ -31,7 +31,7 @@ class Live(ThreadingHTTPServer):
         self.folder, self.render = folder.resolve(), render
         self.busy = threading.BoundedSemaphore(AT_ONCE)
         self.making = threading.Lock()
-        self.page, self.state, self.rested = b"", "", 0.0
+        self.page, self.state, self.rested, self.rest = b"", "", 0.0, float(REST)
         super().__init__((HOST, port), Answer)
 
     @property
@@ -46,7 +46,7 @@ class Live(ThreadingHTTPServer):
             if found != self.state and time.monotonic() >= self.rested:
                 start = time.monotonic()
                 self.page = self.render(found).encode("utf-8", "replace")
-                self.state, self.rested = found, time.monotonic() + REST * (time.monotonic() - start)
+                self.state, self.rested = found, time.monotonic() + self.rest * (time.monotonic() - start)
             return self.state, self.page
 
     def process_request(self, request: Any, client_address: Any) -> None:

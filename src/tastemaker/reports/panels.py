@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tastemaker.reports.charts import SMALL, WIDE, Bars, Chart, Line, lines_chart, spread
@@ -28,6 +29,7 @@ WATCHED = {
     "periodicity": ("Periodic artifacts", "spectral peaks at the patch's or the latent's stride"),
     "saturation": ("Saturation", "share of the pixels at their ends"),
 }
+MOST = 1000  # iterations that are drawn
 PARTS = ("sampling", "learning", "other")
 
 
@@ -43,24 +45,28 @@ class Panel(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """All charts of a report."""
+    """All charts of a report. `left_out` says where not all iterations are drawn."""
 
     reward: Panel | None
     held: list[Panel]
     health: list[Panel]
     still: list[Panel]  # what never changed
     cost: list[Panel]
+    left_out: str
 
 
 def panels(records: Records) -> Panels:
     """Charts of what there is; what was not measured has none."""
-    metrics, evaluations, alarms = records.metrics, records.evaluations, _marks(records)
+    there, alarms = len(records.metrics), spread(_marks(records), MOST)
+    metrics, evaluations = spread(records.metrics, MOST), spread(records.evaluations, MOST)
+    records = replace(records, metrics=metrics, evaluations=evaluations)
+    left_out = f"{len(metrics):,} of {there:,} iterations are drawn, evenly." if len(metrics) < there else ""
     held = [*_held_out(records, alarms)]
     health = [one for one in (_histogram(metrics, alarms), _diversity(records, alarms)) if one]
     health += [*_watched(metrics, alarms), *_updates(metrics, alarms), *_failed(metrics)]
     cost = [one for one in (_seconds(metrics), _memory(metrics)) if one]
     moving, still = ([one for one in health if (one.chart is None) == quiet] for quiet in (False, True))
-    return Panels(_reward(records.reward, metrics, evaluations, alarms), held, moving, still, cost)
+    return Panels(_reward(records.reward, metrics, evaluations, alarms), held, moving, still, cost, left_out)
 
 
 def _marks(records: Records) -> list[float]:
@@ -197,16 +203,20 @@ def _updates(metrics: Sequence[Mapping[str, Any]], marks: Sequence[float]) -> It
 
 
 def _steps(name: str, metrics: Sequence[Mapping[str, Any]]) -> Line:
-    x, y, low, high = [], [], [], []
+    """Of every iteration the last step that has the statistic, and the span of all of its steps."""
+    x, y, low, high, at = [], [], [], [], set()
     for row in metrics:
-        found = [update[name] for update in row.get("updates") or () if name in update]
-        known = [v for v in found if v is not None]
-        if found:
+        updates = row.get("updates") or ()
+        having = [k for k, update in enumerate(updates) if name in update]
+        if having:
+            known = [v for k in having if (v := updates[k][name]) is not None]
             x.append(row["iteration"])
-            y.append(found[-1])
+            y.append(updates[having[-1]][name])
             low.append(min(known, default=None))
             high.append(max(known, default=None))
-    return Line("last step", x, y, low, high, of=place("metrics", "{x}", "updates", "-1", name))
+            at.add(-1 if having[-1] == len(updates) - 1 else having[-1])
+    of = place("metrics", "{x}", "updates", *at, name) if len(at) == 1 else ""  # else there is no one place
+    return Line("last step", x, y, low, high, of=of)
 
 
 def _failed(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:

@@ -15,7 +15,7 @@ from tastemaker.reports.rows import read_lines
 from tastemaker.reports.starts import STARTS
 
 CONFIG = "config.yaml"
-LONGEST = 500  # letters of a prompt that are shown
+LONGEST = 300  # letters of a prompt that are shown
 
 
 class Setting(NamedTuple):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tastemaker.reports import charts
-from tastemaker.reports.embedding import Embedded, Picture, embed
+from tastemaker.reports.embedding import MOST, Embedded, Picture, embed
 from tastemaker.reports.numbers import Number, clock, place
 from tastemaker.reports.panels import Panel, Panels, panels
 from tastemaker.reports.prompt_table import prompt_table
@@ -32,7 +33,7 @@ def render(records: Records, *, beside: str | None = ".", papers: Sequence[str] 
     beside: the run's folder as seen from the page, for links to its files; None where it is not there.
     papers: BibTeX entries of what the run stands on. live: the state that the page asks its server for again and again.
     """
-    pictures, found = embed(records), scores(records)
+    pictures, found = embed(records, MOST - 2 * HEADLINE), scores(records)
     strips = _strips(records, pictures, beside)
     ranks = {step["prompt"]: name for name, strip in strips.items() if name[0] == "t" for step in strip["steps"]}
     drawn = panels(records)
@@ -57,23 +58,32 @@ def render(records: Records, *, beside: str | None = ".", papers: Sequence[str] 
 
 def page(template: str, data: Mapping[str, Any], **context: Any) -> str:
     """A whole page with its data, style and script inside, which alone its policy lets run."""
-    made = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    made.filters.update(shown=shown, named=named)
-    made.globals.update(Number=Number, place=place)
     style, script = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     connect = "'self'" if context.get("live") else "'none'"
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
         f"connect-src {connect}; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
-    return made.get_template(template).render(policy=policy, style=style, script=script, data=as_json(data), **context)
+    return (
+        _templates()
+        .get_template(template)
+        .render(policy=policy, style=style, script=script, data=as_json(data), **context)
+    )
+
+
+@cache
+def _templates() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters.update(shown=shown, named=named)
+    made.globals.update(Number=Number, place=place)
+    return made
 
 
 def as_json(data: Any) -> str:
     """JSON that no text in it can end, whatever element it stands in."""
-    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return text

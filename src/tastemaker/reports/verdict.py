@@ -138,6 +138,8 @@ def _interval(change: Mapping[str, Number]) -> list[Part]:
 
 def _reward_sentence(records: Records, one: Score) -> list[Part]:
     last = records.evaluations[-1]
+    if one.change["mean"].value is None:
+        return [f"{one.name} gave no picture a number in both the first and the last evaluation."]
     verb = {"rose": "rose", "fell": "fell", "": "went"}[one.direction]
     base, change = one.before.value, one.change["mean"].value
     share: list[Part] = [] if not base or change is None else [", ", Number(100 * change / abs(base), "", "+.0f", " %")]
@@ -148,6 +150,8 @@ def _reward_sentence(records: Records, one: Score) -> list[Part]:
 
 
 def _held_sentence(one: Score) -> list[Part]:
+    if one.change["mean"].value is None:
+        return [f"Held out, {one.name} gave no picture a number in both."]
     verb = {"rose": "rose", "fell": "fell", "": "shows no clear change"}[one.direction]
     return [f"Held out, {one.name} {verb}: ", one.before, " to ", one.after, ", ", *_interval(one.change), "."]
 
