@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import report_runs
+import runs
 from tastemaker import reporting
 from tastemaker.reports import embedding, report
 from tastemaker.reports.numbers import written
@@ -107,6 +108,41 @@ def test_every_number_is_that_of_the_files(run: Path) -> None:
         read = float(text.replace("−", "-").replace(",", "").rstrip("% SD"))
         assert read == pytest.approx(value * (100 if text.endswith("%") else 1), rel=0.006, abs=0.0051), (of, text)
     assert {of.split("/")[1] for _, of, _ in placed} == {"metrics", "evaluations", "samples", "alarms", "best"}
+
+
+def test_a_real_run_writes_one_and_says_where() -> None:
+    folder, ran = runs.finished()
+    path = folder / "report.html"
+    lines = [line.strip() for line in ran.out.splitlines()]
+    assert str(path) in lines and lines.index(str(path)) == lines.index(str(folder / "curve.svg")) + 1
+    found, files = Page(path.read_text(encoding="utf-8")), Files(folder)
+    assert found.pictures and all(files.number(of) == value for value, of, _ in found.numbers if of)
+    for row in Records.read(folder).metrics:
+        assert sum(row["reward"]["histogram"]) == row["images"] and len(row["reward"]["histogram"]) == 20
+    (start,) = Records.read(folder).starts
+    assert start["device"] == "cpu" and start["versions"]["torch"] and start["resumed"] is None
+    first, *others = Records.read(folder).evaluations
+    assert len(first["groups"]) == first["pictures"] and len(first["texts"]) == len(set(first["groups"]))
+    assert not any("texts" in row for row in others)
+
+
+def test_a_report_that_breaks_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    beside = reporting.Beside(tmp_path)
+    assert beside.write() is None
+    assert "report.html was not written: ValueError" in capsys.readouterr().err
+
+
+def test_while_training_it_takes_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = reporting.Beside(report_runs.make(tmp_path / "run", iterations=1, every=1))
+    beside.renew()
+    path = tmp_path / "run" / "report.html"
+    path.unlink()
+    beside.took = 3600.0
+    beside.renew()
+    assert not path.exists()
+    beside.ended -= 360_001
+    beside.renew()
+    assert path.exists()
 
 
 def test_every_curve_is_that_of_the_files(run: Path) -> None:

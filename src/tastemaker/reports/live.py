@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,9 @@ class Live(ThreadingHTTPServer):
             self.busy.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no news."""
+        """A browser that went away is no news; anything else is told."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def _state(folder: Path) -> str:
@@ -91,21 +94,21 @@ class Answer(BaseHTTPRequestHandler):
         if not self._meant_for_us():
             return self._send(HTTPStatus.FORBIDDEN, "text/plain", b"only by the address of this machine itself\n")
         path = self.path.partition("?")[0]
-        if path in ("/", "/report.html"):
-            return self._page()
-        if path == "/state":
-            return self._send(HTTPStatus.OK, "text/plain; charset=utf-8", self.server.current()[0].encode())
+        if path in ("/", "/report.html", "/state"):
+            return self._page(path == "/state")
         if SAMPLE.fullmatch(path):
             return self._sample(self.server.folder / path[1:])
         return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is only the report here\n")
 
     do_HEAD = do_GET
 
-    def _page(self) -> None:
+    def _page(self, state_alone: bool) -> None:
         try:
-            _, page = self.server.current()
-        except (ValueError, OSError) as error:  # a file that is just being written, or the folder is gone
+            state, page = self.server.current()
+        except (ValueError, OSError) as error:  # the folder is gone, or somebody edited config.yaml
             return self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", f"{error}\n".encode())
+        if state_alone:
+            return self._send(HTTPStatus.OK, "text/plain; charset=utf-8", state.encode())
         return self._send(HTTPStatus.OK, "text/html; charset=utf-8", page)
 
     def _sample(self, file: Path) -> None:
