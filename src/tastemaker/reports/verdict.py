@@ -142,7 +142,9 @@ def _reward_sentence(records: Records, one: Score) -> list[Part]:
         return [f"{one.name} gave no picture a number in both the first and the last evaluation."]
     verb = {"rose": "rose", "fell": "fell", "": "went"}[one.direction]
     base, change = one.before.value, one.change["mean"].value
-    share: list[Part] = [] if not base or change is None else [", ", Number(100 * change / abs(base), "", "+.0f", " %")]
+    share: list[Part] = []
+    if base is not None and change is not None and base * (base + change) > 0:  # across 0 a share says nothing
+        share = [", ", Number(100 * change / abs(base), "", "+.0f", " %")]
     pictures = Number(last.get("pictures"), place("evaluations", last["iteration"], "pictures"))
     prompts = str(last.get("prompts", "the evaluation's prompts"))
     where: list[Part] = [", on ", pictures, f" pictures of {prompts}, same prompts and same noise before and after."]
