@@ -153,7 +153,7 @@ class Record:
             "images": len(values),
             "reward": {
                 **{k: float(v) for k, v in summary.items()},
-                "histogram": _histogram(ok),
+                **({"histogram": _histogram(ok)} if len(ok) else {}),
                 "failed": len(values) - len(ok),
                 "parts": parts,
             },
@@ -236,9 +236,7 @@ def _gathered(it: Iteration) -> tuple[Tensor, dict[str, float]]:
 
 
 def _histogram(ok: Tensor) -> list[int]:
-    """How many of the rewards `[N]` lie in each of the equal bins from the least to the greatest of them."""
-    if not len(ok):
-        return []
+    """How many of the rewards `[N]`, one or more, lie in each of the equal bins from their least to their greatest."""
     low, high = ok.double().min(), ok.double().max()
     places = ((ok.double() - low) / (high - low) * BINS).nan_to_num().long().clamp(max=BINS - 1)
     counts: list[int] = torch.bincount(places, minlength=BINS).tolist()
