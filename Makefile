@@ -39,8 +39,8 @@ lessons: $(READY)  ## make the sweeps of docs/lessons.md that are missing (hours
 	$(BIN)/python benchmarks/lessons.py
 
 # pytest's exit code 5: there is no such test
-test-browser: $(READY)  ## the tests that need a browser
-	$(PYTEST) -m browser || [ $$? -eq 5 ]
+test-browser: $(READY)  ## the tests of pages in Chromium, where it is installed
+	$(PYTEST) -m browser tests/reports || [ $$? -eq 5 ]
 
 test-gpu: $(READY)  ## the tests that need an accelerator
 	$(PYTEST) -m gpu || [ $$? -eq 5 ]

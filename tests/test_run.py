@@ -38,6 +38,8 @@ def test_a_run_leaves_its_folder_and_nothing_else() -> None:
         "lora",
         "before_after.png",
         "curve.svg",
+        "report.html",
+        "starts.jsonl",
         ".lock",
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
@@ -68,7 +70,7 @@ def test_metrics_have_a_schema_and_one_row_an_iteration() -> None:
         assert set(row["seconds"]) >= {"sampling", "reward", "learning", "other"}
         assert all(seconds >= 0 for seconds in row["seconds"].values())
         assert row["queries"] == row["images"] == 4 and set(row["network_calls"]) == {"rows_forward", "rows_backward"}
-        assert set(row["reward"]) == {"mean", "std", "min", "max", "failed", "parts"}
+        assert set(row["reward"]) == {"mean", "std", "min", "max", "histogram", "failed", "parts"}
         assert row["reward"]["min"] < row["reward"]["mean"] < row["reward"]["max"] and row["reward"]["failed"] == 0
         assert len(row["updates"]) == 2
         for update in row["updates"]:

@@ -13,6 +13,11 @@ COMMANDS = {
     "sample": ("tastemaker.commands.sample", "draw pictures with a model or a run"),
     "evaluate": ("tastemaker.commands.evaluate", "compare a run with its base model on fixed prompts and noise"),
     "mix": ("tastemaker.commands.mix", "a weighted sum of LoRAs as one LoRA file"),
+    "report": (
+        "tastemaker.commands.report",
+        "a page to look at: pictures, curves and numbers of one run or of several",
+    ),
+    "live": ("tastemaker.commands.live", "the same in the browser while training goes on"),
     "push": ("tastemaker.commands.push", "put a finished run on the Hugging Face hub, with a model card"),
     "sweep": ("tastemaker.commands.sweep", "a recipe over values of a setting and over seeds, side by side"),
     "explain": ("tastemaker.commands.explain", "what an algorithm, recipe, reward or setting is, with defaults"),

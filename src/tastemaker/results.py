@@ -15,6 +15,7 @@ from tastemaker.evaluation.diversity import Diversity
 from tastemaker.evaluation.diversity import compare as compare_diversity
 from tastemaker.evaluation.evaluate import Change, Trial, Verdict, compare
 from tastemaker.evaluation.statistics import FEW, bootstrap
+from tastemaker.prompts.prompts import Prompts
 from tastemaker.reports.curve import learning_curve
 from tastemaker.reports.pictures import grid
 from tastemaker.reports.trackers import Trackers
@@ -84,6 +85,8 @@ class Results:
         }
         if verdict.diversity:
             row["diversity"] = self._diversity(verdict.diversity)
+        if not self.lines.rows():  # said once: they are those of all evaluations
+            row |= {"texts": _texts(self.trial.prompts), "groups": list(groups)}
         self.lines.add(row)
         if self.write:
             self.trackers.evaluation(row, self._keep_pictures(iteration, verdict))
@@ -181,6 +184,12 @@ def sentences(
             f"[{change.low:+.3g}, {change.high:+.3g}]{relative}"
         )
     return lines
+
+
+def _texts(prompts: Prompts) -> list[str]:
+    """The text of every group, in their order."""
+    found = dict(zip(prompts.groups, prompts.texts, strict=True))
+    return [found[group] for group in sorted(found)]
 
 
 def _flat(change: Change) -> dict[str, Any]:

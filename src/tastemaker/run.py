@@ -10,18 +10,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tastemaker import config, folder, planning
+from tastemaker import config, folder, planning, reporting
 from tastemaker.evaluation.evaluate import Trial, judge
 from tastemaker.exports import diffusers as export
 from tastemaker.exports import hub
 from tastemaker.outcome import Run
 from tastemaker.policy.policy import Exportable
 from tastemaker.preparation import Parts, prepare
-from tastemaker.reports import trackers
+from tastemaker.reports import starts, trackers
 from tastemaker.results import Results
 from tastemaker.settings import RunSettings
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.hook import OnSamples
+from tastemaker.training.lines import Lines
 from tastemaker.training.record import Record
 from tastemaker.training.stopping import Stopping
 from tastemaker.training.trainer import Training
@@ -58,10 +59,23 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str, on_samples: OnS
         world.barrier()
         start = start or _last_checkpoint(output, run, world)
         running = _begun(parts, new)
+        if world.rank == 0:
+            _note_start(parts, start)
         try:
             return _train(parts, start, running, on_samples)
         finally:
             running.finish()
+
+
+def _note_start(parts: Parts, start: Checkpoint | None) -> None:
+    """A line of starts.jsonl: the command, versions, what computes."""
+    found = starts.start(
+        sys.argv,
+        device=str(parts.policy.device),
+        processes=parts.world.size,
+        resumed=str(start.path) if start else None,
+    )
+    Lines(parts.output / starts.STARTS, "starts", write=True).add(found)
 
 
 def _begun(parts: Parts, new: bool) -> trackers.Trackers:
@@ -138,6 +152,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
         on_samples=on_samples,
     )
 
+    page = reporting.Beside(output)
     with Stopping(world):
         done = Training(
             algorithm=algorithm,
@@ -149,7 +164,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             world=world,
             record=record,
             checkpoints=Checkpoints(output / "checkpoints", limit=run.checkpoints_total_limit, world=world),
-            evaluate=_evaluation(parts, trial, results, record),
+            evaluate=_evaluation(parts, trial, results, record, page),
             seed=run.seed,
             negative=run.negative_prompt,
             max_failed=run.max_failed,
@@ -157,6 +172,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     if done:
         return _ended(parts, results)
     if writes:
+        page.write()
         print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
     return Run(output, False, None, tuple(parts.judges), parts.judged)
 
@@ -174,7 +190,9 @@ def _ended(parts: Parts, results: Results) -> Run:
     return Run(output, True, weights, tuple(parts.judges), parts.judged)
 
 
-def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) -> Callable[[int], None]:
+def _evaluation(
+    parts: Parts, trial: Trial, results: Results, record: Record, page: reporting.Beside
+) -> Callable[[int], None]:
     """Judges the policy as it is, before the iteration of that number, and writes it down."""
     policy, average = parts.policy, parts.run.ema is not None
 
@@ -185,6 +203,8 @@ def _evaluation(parts: Parts, trial: Trial, results: Results, record: Record) ->
             )
         record.progress.end()
         results.add(iteration, verdict)
+        if record.write and iteration < parts.plan.iterations:  # the end writes it once more
+            page.renew()
         record.judged({one.name: float(verdict.values[one.name].double().nanmean()) for one in parts.judges})
 
     return evaluate
@@ -195,6 +215,6 @@ def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -
     with policy.using("ema") if run.ema is not None else nullcontext():
         weights = export.save(policy, results.folder)
     print("\n".join(["", *results.sentences(), ""]))
-    for path in (results.before_after(), results.curve(reward), weights):
+    for path in (results.before_after(), results.curve(reward), reporting.Beside(results.folder).write(), weights):
         if path:
             print(f"  {path}")

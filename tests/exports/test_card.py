@@ -255,3 +255,10 @@ def test_a_run_that_has_not_ended_is_refused_with_what_to_do(tmp_path: Path, mis
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config\.yaml"):
         card.write(tmp_path)
+
+
+def test_the_prompts_of_the_evaluations_stay_here(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    file = folder / "evaluations.jsonl"
+    file.write_text(file.read_text().replace('"values": {}', '"values": {}, "texts": ["my own idea"], "groups": [0]'))
+    assert b"my own idea" not in Finished.read(folder).lines("evaluations")

@@ -56,7 +56,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "metering": ({"policy"}, {"torch", "diffusers", "transformers"}),
     "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
-    "reports": ({"reports"}, {"PIL", "accelerate", "jinja2", "numpy", "tqdm", "rich", "trackio", "wandb"}),
+    "reports": ({"reports"}, {"PIL", "accelerate", "jinja2", "numpy", "tqdm", "rich", "trackio", "wandb", "yaml"}),
     "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy", "safetensors"}),
     "reward_training": (JUDGING | {"reward_training"}, {"torch"}),
     # A program of its own: it measures the finished model as a user would.
@@ -68,7 +68,18 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 }
 # The composition root and what stands around it may import all.
 ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "devices", "exports", "flags"}
-ROOT_MODULES |= {"fitting", "folder", "layers", "manual", "outcome", "planning", "preparation", "results", "run"}
+ROOT_MODULES |= {
+    "fitting",
+    "folder",
+    "layers",
+    "manual",
+    "outcome",
+    "planning",
+    "preparation",
+    "reporting",
+    "results",
+    "run",
+}
 ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subjects", "sweep_report", "sweeping"}
 # Reached through tables of strings, or by one module alone.
 ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "fitting"}, "metering": {"metering", "memory"}}

@@ -9,28 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from tastemaker.exports.diffusers import LORA, PIPELINE
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
-from tastemaker.reports import secrets
+from tastemaker.reports import origins, secrets
+from tastemaker.reports.origins import Line
 from tastemaker.training.lines import SCHEMA
 
 PATH = re.compile(r"(/|~|\.{1,2}[/\\]|\\\\|[A-Za-z]:[/\\]|file:)\S")  # how a path begins and nothing else does
 TAIL = re.compile(r"(?<=\w)[:#][^:#/\\]*$")  # `:function` of a file, `#column` of another
-
-
-class Line(NamedTuple):
-    """A line of config.yaml; of a part with settings of its own the value is None."""
-
-    text: str
-    depth: int
-    key: str
-    value: Any
-    note: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,9 @@ class Finished:
     def read(cls, folder: str | Path) -> Finished:
         """The run of a folder. Errors: ValueError when none was made there, or it has not ended."""
         run = Run.open(folder)
-        home, settings, evaluations = run.folder, run.settings, run.evaluations()
+        home, settings = run.folder, run.settings
+        # whose prompts they were stays here
+        evaluations = [{k: v for k, v in row.items() if k not in ("texts", "groups")} for row in run.evaluations()]
         weights = home / (PIPELINE if settings["lora"] is None else LORA)
         asked = int(settings["algorithm"]["iterations"])
         made = evaluations[-1]["iteration"] if evaluations else 0
@@ -60,12 +53,12 @@ class Finished:
                 f"run is shared. Go on with `tastemaker train {file} --output_dir {where} "
                 "--resume_from_checkpoint latest`."
             )
-        public, lines = Public(home, settings), _lines((home / CONFIG).read_text(encoding="utf-8"))
+        public, lines = Public(home, settings), origins.lines((home / CONFIG).read_text(encoding="utf-8"))
         return cls(
             home,
             weights,
             public.value(settings),
-            _origins(lines),
+            origins.origins(lines),
             public.value(run.metrics()),
             public.value(evaluations),
             public.config(lines, settings),
@@ -148,28 +141,3 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
     elif isinstance(value, str):
         yield value
-
-
-def _lines(text: str) -> list[Line]:
-    """config.yaml, one setting a line; none where a text goes over several lines or somebody has edited it."""
-    found = []
-    try:
-        for line in text.splitlines():
-            ((key, value),) = yaml.safe_load(line).items()
-            body, mark, note = line.rpartition("  # ")
-            if not mark or yaml.safe_load(body) != {key: value}:  # the mark stands inside a text
-                note = ""
-            found.append(Line(line, (len(line) - len(line.lstrip())) // 2, str(key), value, note))
-    except (yaml.YAMLError, AttributeError, ValueError):
-        return []
-    return found
-
-
-def _origins(lines: list[Line]) -> dict[str, str]:
-    """Path of a setting -> the note behind it."""
-    above: list[str] = []
-    found = {}
-    for line in lines:
-        above = [*above[: line.depth], line.key]
-        found[".".join(above)] = line.note
-    return found

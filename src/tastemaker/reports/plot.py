@@ -4,10 +4,11 @@ The chart carries its own background and follows the reader's light or dark them
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from tastemaker.reports.scale import Scale, fit, pieces, px, safe, scale, width
 
 WIDTH, HEIGHT = 720, 420  # pixels
 _TOP, _BOTTOM, _RIGHT = 30, 58, 28  # what the drawing leaves free, pixels
@@ -52,37 +53,6 @@ class Series(NamedTuple):
     labels: Sequence[str] = ()
 
 
-class _Scale(NamedTuple):
-    """Numbers from `first` to `last` laid on pixels from `start` to `end`, with ticks at multiples of `step`."""
-
-    first: float
-    last: float
-    start: float
-    end: float
-    step: float
-
-    def __call__(self, number: float) -> float:
-        return self.start + (number - self.first) / (self.last - self.first) * (self.end - self.start)
-
-    @property
-    def ticks(self) -> tuple[float, ...]:
-        first, last = math.ceil(self.first / self.step - 1e-9), math.floor(self.last / self.step + 1e-9)
-        return tuple(k * self.step for k in range(first, last + 1))
-
-    def label(self, tick: float) -> str:
-        """A tick's number, with just the digits that its step needs."""
-        size = max(abs(self.first), abs(self.last))
-        if size >= 1e7 or self.step < 1e-4:
-            digits = math.ceil(math.log10(size / self.step)) + 1
-            text = (
-                "0" if tick == 0 else f"{tick:.{digits}g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
-            )
-        else:
-            decimals = next(d for d in range(8) if math.isclose(self.step * 10**d, round(self.step * 10**d)))
-            text = f"{tick + 0.0:,.{decimals}f}"
-        return text.replace("-", "−")
-
-
 def line_chart(series: Sequence[Series], *, title: str, x: str, y: str, path: str | Path | None = None) -> str:
     """The SVG text of a chart of some lines; written to `path` too when one is given.
 
@@ -92,15 +62,15 @@ def line_chart(series: Sequence[Series], *, title: str, x: str, y: str, path: st
     legend, rows = _legend(series)
     top = _TOP + 26 + 22 * rows + 30
     heights = [v for one in series for column in (one.y, one.low or (), one.high or ()) for v in column]
-    vertical = _scale(heights, HEIGHT - _BOTTOM, top, ticks=5, outwards=True)
-    left = 28 + max(_width(vertical.label(tick), 12) for tick in vertical.ticks)
+    vertical = scale(heights, HEIGHT - _BOTTOM, top, ticks=5, outwards=True)
+    left = 28 + max(width(vertical.label(tick), 12) for tick in vertical.ticks)
     places = [a for one in series for a, b in zip(one.x, one.y, strict=True) if math.isfinite(b)]
-    horizontal = _scale(places, left + 8, WIDTH - _RIGHT, ticks=8, outwards=False)
+    horizontal = scale(places, left + 8, WIDTH - _RIGHT, ticks=8, outwards=False)
     body = [
         f'<rect class="tm-paper" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8"/>',
-        f'<text class="tm-title" x="24" y="{_TOP + 8}">{_safe(_fit(title, 20, WIDTH - 48))}</text>',
+        f'<text class="tm-title" x="24" y="{_TOP + 8}">{safe(fit(title, 20, WIDTH - 48))}</text>',
         *legend,
-        f'<text class="tm-words" x="24" y="{top - 18}">{_safe(y)}</text>',
+        f'<text class="tm-words" x="24" y="{top - 18}">{safe(y)}</text>',
         *_axes(horizontal, vertical, left, x),
         *(
             mark
@@ -109,7 +79,7 @@ def line_chart(series: Sequence[Series], *, title: str, x: str, y: str, path: st
         ),
     ]
     if not places:
-        middle = f'x="{_at((left + WIDTH - _RIGHT) / 2)}" y="{_at((top + HEIGHT - _BOTTOM) / 2)}" text-anchor="middle"'
+        middle = f'x="{px((left + WIDTH - _RIGHT) / 2)}" y="{px((top + HEIGHT - _BOTTOM) / 2)}" text-anchor="middle"'
         body.append(f'<text class="tm-words" {middle}>nothing measured yet</text>')
     svg = _document(title, body)
     if path is not None:
@@ -119,7 +89,7 @@ def line_chart(series: Sequence[Series], *, title: str, x: str, y: str, path: st
 
 def _document(title: str, body: Sequence[str]) -> str:
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="tm-chart" {size} role="img" aria-label="{_safe(title)}">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="tm-chart" {size} role="img" aria-label="{safe(title)}">'
     return "\n".join([head, f"<style>{_style()}</style>", *body, "</svg>\n"])
 
 
@@ -146,64 +116,43 @@ def _style() -> str:
     return f"{_STYLE}{colours(_LIGHT)}@media (prefers-color-scheme: dark) {{{dark}}}\n"
 
 
-def _scale(numbers: Iterable[float], start: float, end: float, *, ticks: int, outwards: bool) -> _Scale:
-    """A scale that holds all finite numbers in about so many steps; `outwards` lets it end on ticks."""
-    finite = [v for v in numbers if math.isfinite(v)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    # A flat line, or one of rounding noise, is shown flat: in the middle of a span of its own size.
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
-    step = _round_step((high - low) / ticks, whole=not outwards and all(v == int(v) for v in finite))
-    if outwards:
-        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return _Scale(low, high, start, end, step)
-
-
-def _round_step(rough: float, *, whole: bool) -> float:
-    """The first of 1, 2, 2.5, 5, 10 times a power of ten that is not below `rough`; a whole number where asked."""
-    rough = max(rough, 1.0) if whole else rough
-    power = 10.0 ** math.floor(math.log10(rough))
-    steps = [factor * power for factor in (1, 2, 2.5, 5, 10)]
-    return next(step for step in steps if step >= rough * (1 - 1e-9) and not (whole and step % 1))
-
-
-def _axes(horizontal: _Scale, vertical: _Scale, left: float, x: str) -> list[str]:
+def _axes(horizontal: Scale, vertical: Scale, left: float, x: str) -> list[str]:
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     out = []
     for tick in vertical.ticks:
-        at = _at(vertical(tick))
-        out.append(f'<path class="tm-grid" d="M{_at(left)} {at}H{right + 8}"/>')
+        at = px(vertical(tick))
+        out.append(f'<path class="tm-grid" d="M{px(left)} {at}H{right + 8}"/>')
         label = vertical.label(tick)
         out.append(
-            f'<text class="tm-tick" x="{_at(left - 8)}" y="{_at(vertical(tick) + 4)}" text-anchor="end">{label}</text>'
+            f'<text class="tm-tick" x="{px(left - 8)}" y="{px(vertical(tick) + 4)}" text-anchor="end">{label}</text>'
         )
-    out.append(f'<path class="tm-axis" d="M{_at(left)} {bottom}H{right + 8}"/>')
+    out.append(f'<path class="tm-axis" d="M{px(left)} {bottom}H{right + 8}"/>')
     for tick in horizontal.ticks:
-        at, label = _at(horizontal(tick)), horizontal.label(tick)
+        at, label = px(horizontal(tick)), horizontal.label(tick)
         out.append(f'<path class="tm-axis" d="M{at} {bottom}v5"/>')
         out.append(f'<text class="tm-tick" x="{at}" y="{bottom + 20}" text-anchor="middle">{label}</text>')
-    middle = _at((left + right) / 2)
-    out.append(f'<text class="tm-words" x="{middle}" y="{HEIGHT - 16}" text-anchor="middle">{_safe(x)}</text>')
+    middle = px((left + right) / 2)
+    out.append(f'<text class="tm-words" x="{middle}" y="{HEIGHT - 16}" text-anchor="middle">{safe(x)}</text>')
     return out
 
 
-def _marks(one: Series, k: int, horizontal: _Scale, vertical: _Scale, words: tuple[str, str]) -> list[str]:
+def _marks(one: Series, k: int, horizontal: Scale, vertical: Scale, words: tuple[str, str]) -> list[str]:
     """Band, line and points of one series; pieces end where a number is missing."""
     colour, out = k % len(_LIGHT), []
     dash = f' stroke-dasharray="{"7 5" if k < 2 * len(_LIGHT) else "2 5"}"' if k >= len(_LIGHT) else ""
     if one.low is not None and one.high is not None:
-        for piece in _pieces(one.x, one.low, one.high):
+        for piece in pieces(one.x, one.low, one.high):
             edge = [(a, low) for a, low, _ in piece] + [(a, high) for a, _, high in reversed(piece)]
-            shape = "L".join(f"{_at(horizontal(a))} {_at(vertical(b))}" for a, b in edge)
+            shape = "L".join(f"{px(horizontal(a))} {px(vertical(b))}" for a, b in edge)
             out.append(f'<path class="tm-band tm-f{colour}" d="M{shape}Z"/>')
-    for piece in _pieces(one.x, one.y):
-        line = "L".join(f"{_at(horizontal(a))} {_at(vertical(b))}" for a, b in piece)
+    for piece in pieces(one.x, one.y):
+        line = "L".join(f"{px(horizontal(a))} {px(vertical(b))}" for a, b in piece)
         out.append(f'<path class="tm-line tm-s{colour}"{dash} d="M{line}"/>')
-    points = [(a, b) for piece in _pieces(one.x, one.y) for a, b in piece]
+    points = [(a, b) for piece in pieces(one.x, one.y) for a, b in piece]
     for a, b in points if len(points) <= _MANY else points[-1:]:
-        told = _safe(f"{one.name + ': ' if one.name else ''}{words[0]} {a:g}, {words[1]} {b:.4g}")
+        told = safe(f"{one.name + ': ' if one.name else ''}{words[0]} {a:g}, {words[1]} {b:.4g}")
         out.append(
-            f'<circle class="tm-point tm-f{colour}" cx="{_at(horizontal(a))}" cy="{_at(vertical(b))}" r="3.75">'
+            f'<circle class="tm-point tm-f{colour}" cx="{px(horizontal(a))}" cy="{px(vertical(b))}" r="3.75">'
             f"<title>{told}</title></circle>"
         )
     return out + [_label(horizontal(a), vertical(b), one.labels[k]) for a, b, k in _labelled(one)]
@@ -211,27 +160,16 @@ def _marks(one: Series, k: int, horizontal: _Scale, vertical: _Scale, words: tup
 
 def _labelled(one: Series) -> list[tuple[float, float, int]]:
     """The points that have a text beside them, and which."""
-    places = _pieces(one.x, one.y, range(len(one.x))) if one.labels else []
+    places = pieces(one.x, one.y, range(len(one.x))) if one.labels else []
     return [(a, b, int(k)) for piece in places for a, b, k in piece if one.labels[int(k)]]
 
 
 def _label(x: float, y: float, text: str) -> str:
     """Beside a point: above to its right, and where that is over the edge below to its left."""
-    left = x + 9 + _width(text, 13) > WIDTH - 8
+    left = x + 9 + width(text, 13) > WIDTH - 8
     dx, dy, anchor = (-9, 17, "end") if left else (9, -7, "start")
-    place = f'x="{_at(x + dx)}" y="{_at(y + dy)}" text-anchor="{anchor}"'
-    return f'<text class="tm-words" {place}>{_safe(text)}</text>'
-
-
-def _pieces(*columns: Sequence[float]) -> list[list[tuple[float, ...]]]:
-    """Runs of rows whose numbers are all finite."""
-    pieces: list[list[tuple[float, ...]]] = [[]]
-    for row in zip(*columns, strict=True):
-        if all(math.isfinite(v) for v in row):
-            pieces[-1].append(row)
-        elif pieces[-1]:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
+    place = f'x="{px(x + dx)}" y="{px(y + dy)}" text-anchor="{anchor}"'
+    return f'<text class="tm-words" {place}>{safe(text)}</text>'
 
 
 def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
@@ -240,39 +178,14 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
     for k, one in enumerate(series):
         if not one.name:
             continue
-        name = _fit(one.name, 13, WIDTH - 48 - 32)
-        wide = 26 + _width(name, 13)
+        name = fit(one.name, 13, WIDTH - 48 - 32)
+        wide = 26 + width(name, 13)
         if at > 24 and at + wide > WIDTH - 24:
             at, row = 24.0, row + 1
         y = _TOP + 32 + 22 * row
         dash = ' stroke-dasharray="5 3"' if k >= len(_LIGHT) else ""
-        out.append(f'<path class="tm-line tm-s{k % len(_LIGHT)}"{dash} d="M{_at(at)} {y}h18"/>')
-        out.append(f'<circle class="tm-point tm-f{k % len(_LIGHT)}" cx="{_at(at + 9)}" cy="{y}" r="3.75"/>')
-        out.append(f'<text class="tm-words" x="{_at(at + 26)}" y="{y + 4.5}">{_safe(name)}</text>')
+        out.append(f'<path class="tm-line tm-s{k % len(_LIGHT)}"{dash} d="M{px(at)} {y}h18"/>')
+        out.append(f'<circle class="tm-point tm-f{k % len(_LIGHT)}" cx="{px(at + 9)}" cy="{y}" r="3.75"/>')
+        out.append(f'<text class="tm-words" x="{px(at + 26)}" y="{y + 4.5}">{safe(name)}</text>')
         at += wide + 24
     return out, row + 1 if out else 0
-
-
-def _width(text: str, size: int) -> float:
-    """About how wide a text stands, in pixels; a little too much rather than too little."""
-    return (
-        sum(0.34 if c in "iljtf.,:;'|!() " else 0.95 if c in "mwMW@%" or ord(c) > 0x2E80 else 0.64 for c in text) * size
-    )
-
-
-def _fit(text: str, size: int, room: float) -> str:
-    """The text, or its beginning and an ellipsis."""
-    if _width(text, size) <= room:
-        return text
-    while text and _width(text + "…", size) > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-def _safe(text: str) -> str:
-    """Text for XML: escaped, without the control characters that XML cannot hold at all."""
-    return escape("".join(c for c in text if c.isprintable() or c == " "))
-
-
-def _at(pixels: float) -> str:
-    return f"{pixels:.2f}".rstrip("0").rstrip(".")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tastemaker.reports.rows import read_lines as read_lines
+
 SCHEMA = 1
 
 
@@ -38,19 +40,6 @@ class Lines:
         part = self.path.with_suffix(".part")
         part.write_text("\n".join([head, *(json.dumps(row, allow_nan=False) for row in rows)]) + "\n", encoding="utf-8")
         part.replace(self.path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of one of a run's jsonl files, without the schema line and without a half-written last one."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if "schema" not in row:
-            rows.append(row)
-    return rows
 
 
 def _plain(value: Any) -> Any:

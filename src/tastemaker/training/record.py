@@ -23,6 +23,7 @@ from tastemaker.training.samples import Samples
 from tastemaker.world import World
 
 METRICS = "metrics.jsonl"
+BINS = 20  # of an iteration's histogram of rewards
 
 
 class Bars:
@@ -150,7 +151,12 @@ class Record:
                 "rows_backward": it.world.sum(int(spent["rows_backward"])),
             },
             "images": len(values),
-            "reward": {**{k: float(v) for k, v in summary.items()}, "failed": len(values) - len(ok), "parts": parts},
+            "reward": {
+                **{k: float(v) for k, v in summary.items()},
+                **({"histogram": _histogram(ok)} if len(ok) else {}),
+                "failed": len(values) - len(ok),
+                "parts": parts,
+            },
             "held_out": self._held_out,
             "updates": self._updates,
             "memory": _memory(policy.device),
@@ -227,6 +233,14 @@ def _gathered(it: Iteration) -> tuple[Tensor, dict[str, float]]:
         everyones = it.world.everyone(mine.get(name, torch.full((len(own),), torch.nan)), ids=ids)
         parts[name] = float(everyones.nanmean())
     return it.world.everyone(own, ids=ids), parts
+
+
+def _histogram(ok: Tensor) -> list[int]:
+    """How many of the rewards `[N]`, one or more, lie in each of the equal bins from their least to their greatest."""
+    low, high = ok.double().min(), ok.double().max()
+    places = ((ok.double() - low) / (high - low) * BINS).nan_to_num().long().clamp(max=BINS - 1)
+    counts: list[int] = torch.bincount(places, minlength=BINS).tolist()
+    return counts
 
 
 def _own_parts(it: Iteration) -> dict[str, Tensor]:

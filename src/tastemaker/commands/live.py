@@ -1,0 +1,59 @@
+"""`tastemaker live RUN`: the report of a run in the browser, renewed while training goes on."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from tastemaker import flags
+from tastemaker.build import suggest
+from tastemaker.layers import Switch
+
+USAGE = """tastemaker live RUN [--port 8765] [--open]
+
+  RUN     the folder of a run, under way or ended
+  --port  of this machine's own address, 127.0.0.1 (default: any that is free)
+  --open  show it in the browser
+
+  The page is made again when the run has written something. Nobody but this machine can reach it; from elsewhere:
+  ssh -L 8765:127.0.0.1:8765 MACHINE. Ctrl-C ends it; the run goes on.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until somebody ends it."""
+    words, tree, wanted = flags.parse(argv)
+    if wanted:
+        print(USAGE, end="")
+        return 0
+    for key in tree:
+        if key not in ("port", "open"):
+            near = suggest(key, ("port", "open"))
+            guess = f"  Did you mean `--{near}`?" if near else ""
+            raise ValueError(f"--{key} is not a flag of tastemaker live.{guess}  (tastemaker live --help)")
+    port, show = tree.get("port", "0"), tree.get("open", Switch.OFF)
+    if not (isinstance(port, str) and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f"--port is {port!r}; it is a whole number below 65536.")
+    if not isinstance(show, Switch):
+        raise ValueError(f"--open takes no value, found {show!r}: name the run first, then --open.")
+    if len(words) != 1:
+        raise ValueError(f"live takes the folder of one run; found {' and '.join(words) or 'none'}.")
+    return _serve(Path(words[0]).expanduser(), int(port), show is Switch.ON)
+
+
+def _serve(folder: Path, port: int, show: bool) -> int:
+    from tastemaker import reporting
+    from tastemaker.reports import live
+    from tastemaker.reports.records import Records
+
+    Records.read(folder)  # a wrong folder is told of at once
+    with live.bound(folder, lambda state: reporting.live(folder, state), port) as server:
+        print(f"{server.address}  (Ctrl-C ends it)", flush=True)
+        if show:
+            webbrowser.open(server.address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
