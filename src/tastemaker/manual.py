@@ -114,12 +114,25 @@ def _wrap(text: str, width: int, first: str, rest: str) -> list[str]:
 def headline(entry: str) -> str:
     """The first line of what "module:attribute", or "module", says of itself; it is read, and nothing imported."""
     module, _, name = entry.partition(":")
-    found: ast.AST | None = _read(module)
-    if name and found is not None:
-        kinds = (ast.FunctionDef, ast.ClassDef)
-        found = next((node for node in ast.walk(found) if isinstance(node, kinds) and node.name == name), None)
+    found: ast.AST | None = _defined(module, name) if name else _read(module)
     said = ast.get_docstring(found) if isinstance(found, ast.Module | ast.FunctionDef | ast.ClassDef) else None
     return (said or "").partition("\n")[0]
+
+
+def citations(algorithm: str) -> list[str]:
+    """The entry of each of its papers in BibTeX, read from its class; none of what is the user's own."""
+    module, _, name = config.algorithms().get(algorithm, "").partition(":")
+    for line in getattr(_defined(module, name), "body", ()) if name else ():
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "citation":
+            return str(ast.literal_eval(line.value)).split("\n\n")
+    return []
+
+
+def _defined(module: str, name: str) -> ast.AST | None:
+    """The function or class of that name in a module's text."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    nodes = ast.walk(_read(module) or ast.Module([], []))
+    return next((node for node in nodes if isinstance(node, kinds) and node.name == name), None)
 
 
 @cache

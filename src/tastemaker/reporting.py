@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tastemaker import __version__, config, manual
+from tastemaker import __version__, manual
 from tastemaker.folder import CONFIG, write_text
 from tastemaker.reports import citation, comparison_report, report
 from tastemaker.reports.records import Records, named
@@ -84,7 +84,5 @@ def _write(path: Path, text: str) -> None:
 
 def _papers(records: Records) -> list[str]:
     """BibTeX of the algorithm's paper, and of this software in the version that began the run."""
-    entry = config.algorithms().get(named(records.settings.get("algorithm")), "")
-    said = manual.headline(entry.partition(":")[0]) if entry else ""
     version = records.starts[-1].get("versions", {}).get("tastemaker", __version__) if records.starts else __version__
-    return [*citation.papers(said), citation.software(str(version))]
+    return [*manual.citations(named(records.settings.get("algorithm"))), citation.software(str(version))]

@@ -19,6 +19,7 @@ def test_an_algorithm_cites_what_its_first_line_names(name: str) -> None:
     entry = config.algorithms()[name]
     made, said = attribute(entry), manual.headline(entry.partition(":")[0])
     assert "citation" in vars(made), "an algorithm cites its own paper, not its parent's"
+    assert "\n\n".join(manual.citations(name)) == made.citation
     named = re.findall(r"arXiv:\d{4}\.\d{4,5}", said)
     assert named and re.findall(r"arXiv:\d{4}\.\d{4,5}", made.citation) == named
 

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from tastemaker import __version__, config, manual
-from tastemaker.build import attribute
 from tastemaker.evaluation.statistics import FEW
 from tastemaker.exports.finished import Finished
 from tastemaker.folder import write_text
@@ -167,7 +166,7 @@ def _training(run: Finished) -> dict[str, Any]:
     return {
         "algorithm": algorithm,
         "algorithm_said": said,
-        "papers": Plain("\n\n".join([*_papers(algorithm), citation.software(__version__)])),
+        "papers": Plain("\n\n".join([*manual.citations(algorithm), citation.software(__version__)])),
         "prompts": _prompts(settings["prompts"]),
         "table": list(_table(run)),
         "seconds": sum(row["seconds"]["total"] for row in rows),
@@ -177,12 +176,6 @@ def _training(run: Finished) -> dict[str, Any]:
         "backward": sum(call["rows_backward"] for call in calls),
         "failed": sum(row["reward"].get("failed", 0) for row in rows),
     }
-
-
-def _papers(algorithm: str) -> Iterator[str]:
-    """The entry of the algorithm's paper; nothing for what is the user's own."""
-    if entry := config.algorithms().get(algorithm):
-        yield attribute(entry).citation
 
 
 def _headline(table: Mapping[str, str], name: str) -> str:
