@@ -21,7 +21,9 @@ from tastemaker.policy import load as loading
 from tastemaker.policy import pipelines
 from tastemaker.policy.load import elsewhere, find, load, quiet
 from tastemaker.policy.weights import LoRA
-from tastemaker.shapes import assets, export, flow, flow_training, gates, models
+from tastemaker.shapes import assets, captions, export, flow, flow_training, gates, models
+
+SAYS = "tastemaker_flow.json"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_its_memory_is_known_and_its_settings_are_those_of_shapes(named: str, ex
     vae = load_file(assets.folder() / "vae" / "diffusion_pytorch_model.safetensors")
     assert found.of("decoder") == sum(4 * tensor.numel() for tensor in vae.values())
     said, others = config.model_defaults(exported), config.model_defaults(assets.folder())
-    assert said["defaults"] == others["defaults"] and said["algorithms"]["ddpo"] == others["algorithms"]["ddpo"]
+    assert said["defaults"] == others["defaults"] and said["algorithms"].keys() == others["algorithms"].keys()
     resolved = config.resolve("ddpo", {"model": named, "reward": "jpeg_compressibility"}, said)
     assert resolved.origin["algorithm.images"] == "model" and resolved.run.prompts == "shapes"
 
@@ -165,6 +167,24 @@ def test_a_shared_part_is_a_built_in_models_own(
     (home / "tastemaker.json").write_text(json.dumps(says | {"parts": parts}))
     with pytest.raises(ValueError, match=said):
         load(str(home), lora=None)
+
+
+def test_the_committed_weights_draw_the_world() -> None:
+    """A small part of gate 2, which docs/shapes.md has whole: every second caption of one object, once."""
+    assert (assets.flow() / "tastemaker.json").read_text() == (Path(assets.__file__).parents[1] / SAYS).read_text()
+    texts = [text for text in captions.everything() if (read := captions.read(text)) and read[0] == 1][::2]
+    draw = gates._drawer("shapes-flow", steps=20, guidance=3.0, eta=0.0, seed=0)
+    with torch.no_grad():
+        found = gates.base_gate(draw(texts, 0), texts)
+    assert found["pictures"] == 20 and found["colour"] >= 95 and found["shape, single objects"] >= 90
+
+
+@pytest.mark.parametrize("algorithm", sorted(config.algorithms()))
+def test_every_algorithm_has_settings_for_it(algorithm: str) -> None:
+    asked = {"model": "shapes-flow", "reward": "jpeg_compressibility"}
+    resolved = config.resolve(algorithm, asked, config.model_defaults(assets.flow()))
+    schedule = load("shapes-flow", lora=None).schedule(resolved.algorithm.steps)
+    assert resolved.algorithm.items(schedule) > 0 and resolved.origin["algorithm.iterations"] == "model"
 
 
 def test_its_own_chains_lead_where_the_velocity_does() -> None:
