@@ -1,7 +1,7 @@
 """Do alarms on reward hacking sound in time, and only then? Runs, thresholds, counts, and the guide's table.
 
     python benchmarks/alarms.py              make the runs that are missing, then fit and count
-    python benchmarks/alarms.py --table      only fit and count; --page writes the guide's table
+    python benchmarks/alarms.py --table      only fit and count; --page writes the guide's table, by the limits in force
     python benchmarks/alarms.py --part fit   some of the runs: fit, report, quiet
 
 The rules, written down before any run was looked at:
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,9 @@ from tastemaker.evaluation.alarms import NAMES, Alarms, Rules
 from tastemaker.training.lines import read_lines
 
 FILE = RESULTS / "alarms.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "guides" / "reward-hacking.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PICTURES = DOCS / "guides" / "reward-hacking.md", DOCS / "images" / "hacking"
+PICTURED = (1, 6)  # seeds whose pictures of gaming are kept
 BEGIN, END = "<!-- counts: written by benchmarks/alarms.py -->", "<!-- end of counts -->"
 POINTS = 0.10
 MARGIN = 1.25
@@ -103,6 +106,9 @@ def made(job: Job) -> dict[str, Any]:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             raise SystemExit(f"{job.name}: {ran.stderr[-2000:]}")
+        if job.rate == FAST and job.seed in PICTURED:
+            PICTURES.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(home) / "run" / "before_after.png", PICTURES / f"{job.reward}.png")
         rows, judged = (read_lines(Path(home) / "run" / f"{name}.jsonl") for name in ("metrics", "evaluations"))
     kept = [{key: row[key] for key in ("iteration", "watch")} | _learned(row) for row in rows]
     oracle = {row["iteration"]: row["reward"][ORACLE]["mean"] for row in judged}
@@ -204,12 +210,25 @@ def main() -> None:
                 file.write(json.dumps(made(job)) + "\n")
             print(job.name, flush=True)
     runs = read_lines(FILE)
-    limits = fitted(runs)
-    missing = [job.name for job in jobs() if job.name not in {run["run"] for run in runs}]
-    text = table(runs, replace(Alarms(), **limits))
-    print(f"fitted: {limits}\n\n{text}\n\nnot run: {', '.join(missing) or 'none'}")
+    print(text := report(runs))
     if asked.page:
         page(text)
+
+
+def report(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The table by the limits in force, what would be fitted from the runs that are there, and what is missing."""
+    there, limits = {run["run"] for run in runs}, Alarms()
+    missing = [job.name for job in jobs() if job.name not in there]
+    force = ", ".join(f"{name} {getattr(limits, name):g}" for name in FLOOR)
+    fit = ", ".join(f"{name} {value:g}" for name, value in fitted(runs).items())
+    sound = sum(run["part"] == "fit" and falls(run) is None for run in runs)
+    return "\n\n".join(
+        [
+            table(runs, limits),
+            f"Limits in force: {force}. The rule gives, from the {sound} sound runs of `fit` that are there: {fit}.",
+            f"Not run ({len(missing)}): {', '.join(missing) or 'none'}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

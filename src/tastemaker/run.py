@@ -138,15 +138,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     metric = parts.metric.name if parts.metric else ""
     results = Results(output, trial, prompts_name, sampler, metric=metric, write=writes, trackers=running)
     results.rewind(start.cursor if start else Cursor(0, 0))
-    record = Record(
-        output,
-        iterations=plan.iterations,
-        write=writes,
-        samples=run.save_samples,
-        trackers=running,
-        on_samples=on_samples,
-        watching=_watching(parts, trial),
-    )
+    record = _record(parts, trial, running, on_samples)
     best = Best(output, world) if run.alarms is not None and read_by_alarms(run, parts.held_out) else None
 
     with Stopping(world):
@@ -166,7 +158,6 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             max_failed=run.max_failed,
             best=best,
         )
-        reward.seen = record.watching.watcher.see if record.watching is not None else None
         done = training.train(start)
     if done:
         return _ended(parts, results)
@@ -175,6 +166,21 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     if writes:
         print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
     return Run(output, False, None, tuple(parts.judges), parts.judged)
+
+
+def _record(parts: Parts, trial: Trial, running: trackers.Trackers, on_samples: OnSamples | None) -> Record:
+    """What is written down, and who watches."""
+    watching = _watching(parts, trial)
+    parts.reward.seen = watching.watcher.see if watching is not None else None
+    return Record(
+        parts.output,
+        iterations=parts.plan.iterations,
+        write=parts.world.rank == 0,
+        samples=parts.run.save_samples,
+        trackers=running,
+        on_samples=on_samples,
+        watching=watching,
+    )
 
 
 def _watching(parts: Parts, trial: Trial) -> Watching | None:

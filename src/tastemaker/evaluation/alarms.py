@@ -148,11 +148,11 @@ class Rules:
     def _fall(self, name: str) -> float | None:
         """Over the last iteration, the last two, ... `window`: what is surest to have fallen."""
         first, recent = self._first(f"held_out.{name}"), self._last(f"held_out.{name}")
-        sd, count = self._first(f"held_out_sd.{name}"), self._first("pictures")
-        if first is None or not recent or not sd or not count:
+        unit, count = self._first(f"held_out_sd.{name}"), self._first("pictures")
+        if first is None or not recent or not unit or not count:
             return None
         spans = range(1, len(recent) + 1)
-        return max((first - sum(recent[-n:]) / n) / sd - 2 * math.sqrt((1 + 1 / n) / count) for n in spans)
+        return max((first - sum(recent[-n:]) / n) / unit - 2 * math.sqrt((1 + 1 / n) / count) for n in spans)
 
     def _diversity(self) -> Iterator[Finding]:
         """The smaller of what is left within prompts, and over all pictures."""
