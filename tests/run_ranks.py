@@ -37,6 +37,13 @@ def whole(model: str, folder: Path) -> dict[str, Any]:
     return {"done": run.done, "weights": str(run.weights), "told": told, "drawn": len(run.pipeline("cpu").unet.config)}
 
 
+def stopped(model: str, folder: Path) -> dict[str, Any]:
+    own = {"stop_on": ["drift"], "alarms": {"drift": 1e-12}, "held_out_rewards": ["brightness"], "report_to": []}
+    longer = {"algorithm": tm.DDPO(images=4, updates=1, steps=2, guidance=1.0, iterations=4, learning_rate=1e-2)}
+    run = tm.train(**settings(model, folder / "stopped") | own | longer)
+    return {"done": run.done, "weights": str(run.weights)}
+
+
 def refused(model: str, folder: Path) -> str:
     def fail(*_: Any) -> Any:
         raise OSError("no network")
@@ -58,5 +65,6 @@ def threads(folder: Path) -> None:
 if __name__ == "__main__":
     home, model_folder = Path(sys.argv[1]), sys.argv[2]
     atexit.register(threads, home)  # before the runs' own: it is called after them
-    results = {"whole": whole(model_folder, home), "refused": refused(model_folder, home)}
+    results = {"whole": whole(model_folder, home), "stopped": stopped(model_folder, home)}
+    results["refused"] = refused(model_folder, home)
     (home / f"rank-{RANK}.json").write_text(json.dumps(results))

@@ -51,6 +51,21 @@ def test_the_run_has_ended_on_both_and_only_the_first_is_told(ranks: tuple[Path,
     assert len(events) >= 1 and len({path.name.split(".")[-2] for path in events}) == 1  # of one process
 
 
+def test_both_are_watched_and_one_of_them_writes(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, _ = ranks
+    for row in runs.rows(home / "run", "metrics"):
+        watch = row["watch"]
+        assert watch["pictures"] == 4 and watch["drift"] is not None and watch["spread"] > 0
+
+
+def test_an_alarm_stops_both(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, found = ranks
+    assert [rank["stopped"] for rank in found] == [{"done": False, "weights": str(home / "stopped" / runs.LORA)}] * 2
+    (alarm,) = runs.rows(home / "stopped", "alarms")
+    assert alarm["stopped"] and len(runs.rows(home / "stopped", "metrics")) == 2
+    assert (home / "stopped" / json.loads((home / "stopped" / "best.json").read_text())["checkpoint"]).is_dir()
+
+
 def test_diversity_is_of_all_prompts(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
     home, _ = ranks
     for row in runs.rows(home / "run", "evaluations"):

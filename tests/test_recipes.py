@@ -475,7 +475,7 @@ def test_a_lessons_command_is_a_sweep_that_differs_in_what_it_names_alone(name: 
         assert (run.model, run.reward, run.held_out_rewards) == (
             "shapes",
             "jpeg_compressibility",
-            ("shapes_alignment",),
+            ("shapes_alignment", "shapes_judge"),
         )
         judged = run.evaluation
         assert (judged.prompts, judged.count, judged.images_per_prompt) == ("shapes_heldout", 32, 4)

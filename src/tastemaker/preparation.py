@@ -79,6 +79,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     with naming():
         algorithm.check_reward(reward)
     held_out = _held_out(run, reward, f"{dashes}held_out_rewards")
+    read_by_alarms(run, held_out, dashes)
     prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
     drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
     with naming():
@@ -143,6 +144,17 @@ def _held_out(run: RunSettings, reward: NamedReward, key: str) -> list[NamedRewa
                 "recorded is the plain weighted sum, and every term. Leave it out."
             )
     return apart([reward, *found])[1:]
+
+
+def read_by_alarms(run: RunSettings, held_out: list[NamedReward], dashes: str = "") -> list[str]:
+    """The names of the held-out rewards that alarms may read: oracles are what alarms are judged by."""
+    names = [one.name for one in held_out if not one.oracle]
+    if run.alarms is not None and run.alarms.best not in (None, *names):
+        raise ValueError(
+            f"{dashes}alarms.best is {run.alarms.best!r}; it is one of {dashes}held_out_rewards that is no oracle: "
+            f"{', '.join(names) or 'none is given'}."
+        )
+    return names
 
 
 def _named(resolved: config.Resolved) -> str:

@@ -3,31 +3,40 @@ both end here."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tastemaker import config, folder, planning, reporting
-from tastemaker.evaluation.evaluate import Trial, judge
+from tastemaker.evaluation.alarms import Rules
+from tastemaker.evaluation.evaluate import Trial, judge, trial_prompts
+from tastemaker.evaluation.watch import Watch
 from tastemaker.exports import diffusers as export
 from tastemaker.exports import hub
 from tastemaker.outcome import Run
 from tastemaker.policy.policy import Exportable
-from tastemaker.preparation import Parts, prepare
+from tastemaker.preparation import Parts, prepare, read_by_alarms
+from tastemaker.process.samplers import DDIM
 from tastemaker.reports import starts, trackers
 from tastemaker.results import Results
 from tastemaker.settings import RunSettings
+from tastemaker.training.best import BEST, Best
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.hook import OnSamples
 from tastemaker.training.lines import Lines
 from tastemaker.training.record import Record
 from tastemaker.training.stopping import Stopping
 from tastemaker.training.trainer import Training
+from tastemaker.training.watching import Watching
 from tastemaker.world import World
 
+STRIPS = 4  # prompts, of two pictures each, by which the watch measures diversity where training draws one a prompt
 ONCE = ("overwrite", "resume_from_checkpoint", "dry_run")  # what a command is asked for once is no part of its run
 
 
@@ -143,18 +152,12 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     metric = parts.metric.name if parts.metric else ""
     results = Results(output, trial, prompts_name, sampler, metric=metric, write=writes, trackers=running)
     results.rewind(start.cursor if start else Cursor(0, 0))
-    record = Record(
-        output,
-        iterations=plan.iterations,
-        write=writes,
-        samples=run.save_samples,
-        trackers=running,
-        on_samples=on_samples,
-    )
-
+    record = _record(parts, trial, running, on_samples)
+    best = Best(output, world) if run.alarms is not None and read_by_alarms(run, parts.held_out) else None
     page = reporting.Beside(output)
+
     with Stopping(world):
-        done = Training(
+        training = Training(
             algorithm=algorithm,
             policy=policy,
             reward=reward,
@@ -168,13 +171,63 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             seed=run.seed,
             negative=run.negative_prompt,
             max_failed=run.max_failed,
-        ).train(start)
+            best=best,
+        )
+        done = training.train(start)
     if done:
         return _ended(parts, results)
+    if training.stopped:
+        return _alarmed(parts, training.stopped)
     if writes:
         page.write()
         print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
     return Run(output, False, None, tuple(parts.judges), parts.judged)
+
+
+def _record(parts: Parts, trial: Trial, running: trackers.Trackers, on_samples: OnSamples | None) -> Record:
+    """What is written down, and who watches."""
+    watching = _watching(parts, trial)
+    parts.reward.seen = watching.watcher.see if watching is not None else None
+    return Record(
+        parts.output,
+        iterations=parts.plan.iterations,
+        write=parts.world.rank == 0,
+        samples=parts.run.save_samples,
+        trackers=running,
+        on_samples=on_samples,
+        watching=watching,
+    )
+
+
+def _watching(parts: Parts, trial: Trial) -> Watching | None:
+    """The watch over a run, where alarms are on."""
+    run, alarms = parts.run, parts.run.alarms
+    if alarms is None:
+        return None
+    seen = trial_prompts(parts.judged, STRIPS, 2, run.seed)
+    plan = parts.plan
+    strips = replace(
+        trial, prompts=seen, steps=plan.steps, guidance=plan.guidance, sampler=DDIM(eta=0.0), batch=len(seen)
+    )
+    watch = Watch(alarms, parts.resolved.algorithm.training_sampler, parts.held_out, strips)
+    rules = partial(Rules, alarms, read_by_alarms(run, parts.held_out), trained=not parts.reward.oracle)
+    return Watching(parts.output, watch, rules, stop_on=run.stop_on, write=parts.world.rank == 0)
+
+
+def _alarmed(parts: Parts, why: str) -> Run:
+    """An alarm stopped the run: the weights as they are, and why; no evaluation is made of them."""
+    weights = parts.output / (export.LORA if parts.run.lora else export.PIPELINE)
+    if parts.world.rank == 0:
+        with parts.policy.using("ema") if parts.run.ema is not None else nullcontext():
+            export.save(parts.policy, parts.output)
+        print(f"stopped by an alarm, {why}\n  {weights}\n  {reporting.Beside(parts.output).write()}")
+        best = parts.output / BEST
+        if best.is_file():
+            found = json.loads(best.read_text(encoding="utf-8"))
+            print(f"  {parts.output / found['checkpoint']}  the best by {found['by']}")
+        print("the same command with --resume_from_checkpoint latest goes on, past this alarm")
+    parts.world.barrier()
+    return Run(parts.output, False, weights, tuple(parts.judges), parts.judged)
 
 
 def _ended(parts: Parts, results: Results) -> Run:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tastemaker.evaluation.alarms import Alarms, check_stops
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import Sampler
 
@@ -98,12 +99,14 @@ class RunSettings:
     checkpoints_total_limit: int | None = None  # the newest ones that are kept; none keeps all
     resume_from_checkpoint: str | None = None  # `latest`, or a checkpoint's folder
     save_samples: int | Literal["all"] = 16  # training pictures that are kept of an iteration
+    stop_on: tuple[str, ...] = ()  # alarms that stop the run when they begin, such as parting,artifact; or any
     report_to: tuple[str, ...] = ()  # trackers: tensorboard, wandb, trackio, or another that accelerate knows
     push_to_hub: bool = False  # put the tuned weights, with a card, on the Hugging Face hub when the run has ended
     hub_model_id: str | None = None  # owner/name there; none is the run folder's name in your own account
     fit: str | None = None  # memory to stay within, such as 12GB: chooses micro_batch, checkpointing and slicing
     dry_run: bool = False  # resolve everything, print the plan, stop
     evaluation: Evaluation = field(default_factory=Evaluation)  # how a model is judged
+    alarms: Alarms | None = field(default_factory=Alarms)  # the watch on reward hacking; `--no-alarms` is none
     plan: PlanSettings = field(default_factory=PlanSettings)  # rows of the network calls
 
     def __post_init__(self) -> None:
@@ -137,6 +140,7 @@ class RunSettings:
         )
         if self.fit is not None:
             amount(self.fit)
+        check_stops(self.stop_on, self.alarms)
 
     @property
     def fit_bytes(self) -> int | None:

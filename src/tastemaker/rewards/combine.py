@@ -89,6 +89,11 @@ class Sum:
         return next((term.device for term in self.terms if term.device is not None), None)
 
     @property
+    def oracle(self) -> bool:
+        """Whether a term is one."""
+        return any(term.oracle for term in self.terms)
+
+    @property
     def network(self) -> torch.nn.Module | None:
         """The terms' networks together, where there are any."""
         found = [term.network for term in self.terms if term.network is not None]

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Recorded:
         self.reward: NamedReward = adapt(reward)
         self.queries = 0
         self.seconds = 0.0
+        self.seen: Callable[[Tensor, Sequence[str]], None] | None = None  # is shown all pictures before they are judged
         self._lock = threading.Lock()
 
     @property
@@ -41,11 +42,18 @@ class Recorded:
         return self.reward.network
 
     @property
+    def oracle(self) -> bool:
+        """Whether the reward calls itself the truth."""
+        return self.reward.oracle
+
+    @property
     def comparison(self) -> Comparison | None:
         """How pictures are weighed against the others of their iteration, when the reward says so."""
         return self.reward.comparison
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        if self.seen is not None:
+            self.seen(images, prompts)
         began = time.perf_counter()
         try:
             return self.reward(images, prompts)

@@ -70,6 +70,11 @@ class NamedReward:
         """How pictures are weighed against the others of their iteration, when the reward says so."""
         return getattr(self.function, "comparison", None)
 
+    @property
+    def oracle(self) -> bool:
+        """Whether it calls itself the truth, `oracle = True`: alarms are judged by such a reward and never read it."""
+        return bool(getattr(getattr(self.function, "func", self.function), "oracle", False))
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         rows = prompts if isinstance(prompts, Prompts) else Prompts.of(prompts)
         if len(rows) != len(images):

@@ -74,6 +74,9 @@ def alignment(images: Tensor, prompts: Sequence[str]) -> Scores:
     return Scores(value, {"count": count, "colour": colour, "shape": shape})
 
 
+alignment.oracle = True  # type: ignore[attr-defined]  # alarms on reward hacking are judged by it, and never read it
+
+
 def _aligned(seen: Reading, text: str) -> tuple[float, float, float, float]:
     """Score, and whether count, colour and shape are as asked."""
     asked = read_caption(text)

@@ -20,6 +20,7 @@ from tastemaker.rewards.recorded import Recorded
 from tastemaker.training.hook import OnSamples, batches
 from tastemaker.training.lines import Lines
 from tastemaker.training.samples import Samples
+from tastemaker.training.watching import Watching
 from tastemaker.world import World
 
 METRICS = "metrics.jsonl"
@@ -53,7 +54,7 @@ class Bars:
 class Record:
     """Keeps the numbers of the iteration under way and writes them when it ends. One a device; only rank 0 writes.
 
-    trackers, on_samples: are told of every iteration too, on rank 0.
+    trackers, on_samples: are told of every iteration too, on rank 0. watching: looks at it; alarms are part of it.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Record:
         samples: int | Literal["all"] = 16,
         trackers: Trackers | None = None,
         on_samples: OnSamples | None = None,
+        watching: Watching | None = None,
     ) -> None:
-        self.folder, self.iterations, self.samples = folder, iterations, samples
+        self.folder, self.iterations, self.samples, self.watching = folder, iterations, samples, watching
         self.metrics = Lines(folder / METRICS, "metrics", write=write)
         self.shown = Samples(folder, "training", write=write)
         self.progress = Bars()
@@ -87,6 +89,8 @@ class Record:
         """Forgets what lies behind the cursor: a resumed run makes it again."""
         self.metrics.keep(lambda row: row["iteration"] < iteration)
         self.shown.forget(lambda made: made >= iteration)
+        if self.watching is not None:
+            self.watching.rewind(iteration, self.metrics.path)
 
     def begin(self, iteration: int, reward: Recorded, policy: Policy) -> None:
         """A new iteration: counters are read, so that its end knows what it cost."""
@@ -133,16 +137,15 @@ class Record:
             row["mismatch"] = row["log_ratio"]  # before the first step the weights are those that drew the pictures
         self._updates.append(row)
 
-    def finish(self, it: Iteration, policy: Policy) -> None:
-        """The iteration is over: one row of metrics, one line on the terminal, some of its pictures."""
+    def finish(self, it: Iteration, policy: Policy) -> str:
+        """The iteration is over: one row of metrics, one line on the terminal, some of its pictures, alarms.
+
+        Why the run is to stop, empty where it goes on.
+        """
         self.progress.end()
         spent, index = self._spent(self._count()), int(it.key.iteration)
         values, parts = _gathered(it)
-        ok = values[values.isfinite()]
-        summary = (
-            {} if not len(ok) else {"mean": ok.mean(), "std": ok.std(correction=0), "min": ok.min(), "max": ok.max()}
-        )
-        row = {
+        row: dict[str, Any] = {
             "iteration": index,
             "seconds": {k.removeprefix("s_"): v for k, v in spent.items() if k.startswith("s_")},
             "queries": it.world.sum(int(spent["queries"])),
@@ -151,21 +154,21 @@ class Record:
                 "rows_backward": it.world.sum(int(spent["rows_backward"])),
             },
             "images": len(values),
-            "reward": {
-                **{k: float(v) for k, v in summary.items()},
-                **({"histogram": _histogram(ok)} if len(ok) else {}),
-                "failed": len(values) - len(ok),
-                "parts": parts,
-            },
+            "reward": {**_summary(values), "parts": parts},
             "held_out": self._held_out,
             "updates": self._updates,
             "memory": _memory(policy.device),
         }
+        if self.watching is not None:
+            start = time.perf_counter()
+            row["watch"] = self.watching.watcher.look(it)
+            row["seconds"]["watch"] = time.perf_counter() - start
         self.metrics.add(row)
         if self.write:
             print(self._line(row), flush=True)
             self.trackers.iteration(row, values.tolist(), self._keep_samples(it, policy))
         self._updates, self._held_out, self._carried = [], {}, {}
+        return "" if self.watching is None else self.watching.tell(row, it.world)
 
     def tell(self, it: Iteration, policy: Policy) -> None:
         """The user's function is given the iteration's pictures; called after `finish`, and after the checkpoint."""
@@ -241,6 +244,14 @@ def _histogram(ok: Tensor) -> list[int]:
     places = ((ok.double() - low) / (high - low) * BINS).nan_to_num().long().clamp(max=BINS - 1)
     counts: list[int] = torch.bincount(places, minlength=BINS).tolist()
     return counts
+
+
+def _summary(values: Tensor) -> dict[str, Any]:
+    """What everyone's rewards `[N]` are like; how many failed."""
+    ok = values[values.isfinite()]
+    found = {"mean": ok.mean(), "std": ok.std(correction=0), "min": ok.min(), "max": ok.max()} if len(ok) else {}
+    numbers: dict[str, Any] = {name: float(value) for name, value in found.items()}
+    return numbers | ({"histogram": _histogram(ok)} if len(ok) else {}) | {"failed": len(values) - len(ok)}
 
 
 def _own_parts(it: Iteration) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.rewards.recorded import Recorded
+from tastemaker.training.best import Best, Content
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.optimizer import Optimizer
 from tastemaker.training.record import Record, names_anywhere
@@ -45,9 +47,12 @@ class Training:
     seed: int
     negative: str = ""
     max_failed: float = 0.5
+    best: Best | None = None
+    stopped: str = ""  # the alarm that stopped the run
 
     def train(self, start: Checkpoint | None = None) -> bool:
-        """All iterations from `start` on. False where a stop was asked for; the checkpoint is written then."""
+        """All iterations from `start` on. False where a stop was asked for, or an alarm stops (`stopped`); the
+        checkpoint is written then."""
         cursor, state, kept = self._begin(start)
         for index in range(cursor.iteration, self.plan.iterations):
             it = self._iteration(index, state, kept)
@@ -65,16 +70,18 @@ class Training:
                         self._step(it, update, made)
                     made += 1
             except Stop:
-                self._save(Cursor(index, max(made, cursor.updates)), state, it.kept)
+                self._save(Cursor(index, max(made, cursor.updates)), state, self._inside(it))
                 return False
             with self.world.uninterrupted():
-                self.record.finish(it, self.policy)
+                why = self.record.finish(it, self.policy)
                 state, kept, cursor = it.state, {}, Cursor(index + 1, 0)
                 if self.algorithm.differentiates:
                     self._check_failures(it, cursor, state)
-                if self.plan.saves(index) or cursor.iteration == self.plan.iterations:
-                    self._save(cursor, state, {})
+                self._keep(cursor, state, why)
             self.record.tell(it, self.policy)  # what the user's function may raise loses nothing that was learned
+            if why and cursor.iteration < self.plan.iterations:
+                self.stopped = why
+                return False
         try:
             self.evaluate(self.plan.iterations)
         except Stop:
@@ -84,6 +91,8 @@ class Training:
     def _begin(self, start: Checkpoint | None) -> tuple[Cursor, State, dict[str, Tensor]]:
         if start is None:
             self.record.rewind(0)
+            if self.best is not None:
+                self.best.rewind(Cursor(0, 0), None)
             return Cursor(0, 0), self.algorithm.begin(), {}
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "optimizer": {}}
         for name, tensor in start.tensors.items():
@@ -93,6 +102,8 @@ class Training:
         self.optimizer.load_state(parts["optimizer"], start.data["optimizer"])
         self.checkpoints.forget_after(start.cursor)
         self.record.rewind(start.cursor.iteration)
+        if self.best is not None:
+            self.best.rewind(start.cursor, start.path)
         if not start.cursor.updates and not start.per_rank:
             return start.cursor, start.data["state"], {}
         if len(start.per_rank) != self.world.size:
@@ -108,7 +119,7 @@ class Training:
         key = Key(self.seed, index)
         self.record.begin(index, self.reward, self.policy)
         prompts, everyone = deal(self.source, key, self.plan, self.world)
-        return Iteration(
+        it = Iteration(
             key=key,
             policy=self.policy,
             reward=self.reward,
@@ -121,6 +132,23 @@ class Training:
             progress=self.record.progress,
             negative=self.negative,
         )
+        if self.record.watching is not None:
+            self.record.watching.watcher.begin(it)
+        return it
+
+    def _inside(self, it: Iteration) -> dict[str, Tensor]:
+        """What a checkpoint inside the iteration keeps."""
+        watching = self.record.watching
+        return it.kept | (watching.watcher.held() if watching is not None and it.kept else {})
+
+    def _keep(self, cursor: Cursor, state: State, stops: str) -> None:
+        """The checkpoint between two iterations, where one is due; and the best one so far."""
+        watching, due = self.record.watching, self.plan.saves(cursor.iteration - 1) or bool(stops)
+        if self.best is not None and watching is not None:
+            self.best.settle(watching.kept())
+        path = self._save(cursor, state, {}) if due or cursor.iteration == self.plan.iterations else None
+        if self.best is not None:
+            self.best.offer(cursor, path, lambda: self._content(state))
 
     def _step(self, it: Iteration, update: Update, made: int) -> None:
         if isinstance(update.batch, Later):
@@ -149,16 +177,19 @@ class Training:
                 "checkpoint was written: mend the reward, then --resume_from_checkpoint latest."
             )
 
-    def _save(self, cursor: Cursor, state: State, kept: dict[str, Tensor]) -> None:
+    def _content(self, state: State) -> Content:
         tensors = {f"policy/{name}": value for name, value in self.policy.state().items()}
         moments, numbers = self.optimizer.state()
         tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
-        data = {"state": state, "optimizer": numbers}
+        return Content(tensors, {"state": state, "optimizer": numbers})
+
+    def _save(self, cursor: Cursor, state: State, kept: dict[str, Tensor]) -> Path:
+        tensors, data = self._content(state)
         inside = {"kept": kept, "record": self.record.carried()}
         with self.world.uninterrupted():
             # Before the first update some devices may have their pictures and others not: then all draw them again.
             whole = cursor.updates > 0 or self.world.sum(int(bool(kept))) == self.world.size
-            self.checkpoints.save(cursor, tensors, data, per_rank=inside if whole else None)
+            return self.checkpoints.save(cursor, tensors, data, per_rank=inside if whole else None)
 
 
 def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progress) -> dict[str, float]:

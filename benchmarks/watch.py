@@ -1,0 +1,109 @@
+"""What the watch costs: iterations of the demo with it and without, in turns, in one process.
+
+    python benchmarks/watch.py --pairs 6        goal: at most 3 % of an iteration
+
+Each pair is an iteration with the watch and the one after it without; the order turns around from pair to pair. What
+the strips take is evaluation and stands apart: it is measured in the same iterations and taken out. Judged by the
+median over pairs of (with - strips) / without, and beside it by what the watch itself took, which is the steadier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import algorithm_of, machine, training, write_result
+
+from tastemaker.evaluation.alarms import Alarms, Rules
+from tastemaker.evaluation.evaluate import Trial, trial_prompts
+from tastemaker.evaluation.watch import Watch
+from tastemaker.process.samplers import DDIM
+from tastemaker.prompts.sources import source
+from tastemaker.rewards import named
+from tastemaker.training.best import Best
+from tastemaker.training.trainer import Training
+from tastemaker.training.watching import Watching
+
+DEMO = {"images": 64, "updates": 4, "steps": 10, "guidance": 3.0, "learning_rate": 0.008, "clip": 0.001}
+
+
+class Turns:
+    """Switches the watch on and off between iterations, and keeps the time of each."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+        self.with_watch: list[bool] = []
+        self.strips: dict[int, float] = {}
+
+    def between(self, index: int) -> None:
+        self.marks.append(time.perf_counter())
+
+    def attach(self, run: Training, folder: Path) -> None:
+        """The run with a watch that is on in iterations 1, 4, 5, 8, 9, ... and off in the others."""
+        alarms = Alarms()
+        strips = Trial(trial_prompts(source("shapes_heldout"), 4, 2, 0), 10, 3.0, DDIM(eta=0.0), 0, 8)
+        watch = Watch(alarms, run.algorithm.training_sampler, [named("shapes_judge")], strips)
+        watch._strips = partial(self._timed, watch._strips)  # type: ignore[method-assign]
+        watching = Watching(folder, watch, partial(Rules, alarms, ["shapes_judge"]))
+        best, tell = Best(folder, run.world), run.record.tell
+
+        def switch(index: int) -> None:
+            on = index % 4 in (0, 1)
+            self.with_watch.append(on)
+            run.record.watching, run.best = (watching, best) if on else (None, None)
+            run.reward.seen = watch.see if on else None
+
+        def told(*args: Any) -> None:
+            tell(*args)
+            switch(len(self.with_watch))
+
+        run.record.tell = told  # type: ignore[method-assign]
+        switch(0)
+
+    def _timed(self, strips: Any, it: Any) -> Any:
+        began = time.perf_counter()
+        found = strips(it)
+        self.strips[int(it.key.iteration)] = time.perf_counter() - began
+        return found
+
+
+def main() -> None:
+    """Prints and writes the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=6)
+    asked = parser.parse_args()
+    algorithm = algorithm_of("ddpo", {**DEMO, "iterations": 2 * asked.pairs + 1})
+    settings = {"model": "shapes", "reward": "jpeg_compressibility", "prompts": "shapes", "device": "cpu"}
+    turns = Turns()
+    with tempfile.TemporaryDirectory() as folder:
+        run, _ = training(algorithm, settings, Path(folder), turns.between)
+        turns.attach(run, Path(folder))
+        run.train()
+        rows = run.record.metrics.rows()
+    lasted = [after - before for before, after in zip(turns.marks, turns.marks[1:], strict=False)]
+    own = [row["seconds"].get("watch", 0.0) for row in rows]
+    pairs = [(k, k + 1) if turns.with_watch[k] else (k + 1, k) for k in range(1, len(lasted) - 1, 2)]  # 0 fills caches
+    bare = [seconds - turns.strips.get(k, 0.0) for k, seconds in enumerate(own)]
+    ratios = [(lasted[w] - own[w] + bare[w]) / lasted[o] for w, o in pairs]
+    share = statistics.median(bare[w] / (lasted[w] - own[w]) for w, _ in pairs)
+    found = {
+        "benchmark": "watch",
+        **DEMO,
+        "pairs": len(pairs),
+        "ratio": statistics.median(ratios),
+        "share": share,
+        "strips_seconds": [round(seconds, 3) for seconds in turns.strips.values()],
+        "seconds": [[round(lasted[w], 3), round(own[w], 3), round(lasted[o], 3)] for w, o in pairs],
+        "machine": machine(),
+    }
+    print(f"median ratio {found['ratio']:.3f}, the watch's own share {share:.3%} (goal: at most 3 %)")
+    print(write_result("watch", found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Alarms: the rules that say from the rows of metrics.jsonl that a run is gaming its reward, or falling apart.
+
+Rules see rows and nothing else, so a run that goes on after an interruption comes to what it would have come to. Each
+compares the mean of the last `window` iterations with the first one, whose pictures are the base's. No rule reads a
+reward that calls itself an oracle: where the truth is at hand, it is what the alarms are judged by.
+docs/guides/reward-hacking.md says how the limits were fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
+ANY = "any"
+BETTER = 0.1  # of a standard deviation, by which a checkpoint has to be better than the one that is kept
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """What is watched of every iteration, and where an alarm begins; `none` switches that one off."""
+
+    pictures: int = 32  # of an iteration's that are looked at, drawn by the key, a prompt's pictures together
+    transitions: float = 0.02  # share of an iteration's steps at which the base is asked, too; at most 0.02
+    strips: int = 5  # iterations between fixed pictures for diversity, where a prompt has but one; 0 draws none
+    oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
+    best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
+    window: int = 3  # iterations whose mean is compared with the first
+    parting: float | None = 0.5  # fall of a held-out reward while the trained one rises, in the base's SD over pictures
+    diversity: float | None = 0.5  # share of the base's diversity that is left
+    drift: float | None = 0.1  # mean squared distance to what the base predicts; noise has variance 1
+    artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
+    saturation: float | None = 0.2  # rise of the share of colours that are 0 or 1
+    ratio: float | None = 0.9  # share of transitions outside the clip range
+
+    def __post_init__(self) -> None:
+        for name, least in (("pictures", 1), ("strips", 0), ("window", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
+        if not 0 < self.transitions <= 0.02:
+            raise ValueError(f"transitions is {self.transitions}; it is a share above 0 and at most 0.02.")
+        for name in NAMES:
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}; it is a number above 0, or none, which switches the alarm off.")
+        for name in ("diversity", "ratio"):
+            if (getattr(self, name) or 0) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, above 0 and at most 1, or none.")
+
+
+def check_stops(stop_on: Sequence[str], alarms: Alarms | None) -> None:
+    """Refuses alarms that do not exist or will not sound. Errors: ValueError that begins with stop_on."""
+    for name in stop_on:
+        if name not in (*NAMES, ANY):
+            raise ValueError(f"stop_on is {name!r}; it is one or several of {', '.join(NAMES)}, or {ANY}.")
+        if alarms is None:
+            raise ValueError(f"stop_on is {name!r}, but alarms are off: leave one of the two out.")
+        if name != ANY and getattr(alarms, name) is None:
+            raise ValueError(f"stop_on is {name!r}, but that alarm is off: give alarms.{name} a number.")
+
+
+class Alarm(NamedTuple):
+    """One that begins, or ends, with this iteration."""
+
+    iteration: int
+    name: str
+    message: str
+    value: float
+    threshold: float
+    begins: bool
+
+
+class Kept(NamedTuple):
+    """What a checkpoint is worth: the mean of a held-out reward, and how much better another has to be."""
+
+    by: str
+    value: float
+    margin: float
+
+
+class Finding(NamedTuple):
+    """What a rule found in the rows so far."""
+
+    name: str
+    value: float
+    threshold: float
+    sounds: bool
+    message: str
+
+
+class Rules:
+    """All alarms of one run; `see` is told of every row once, in order.
+
+    reads: the held-out rewards that alarms may read. trained: whether the trained reward may be read, too.
+    """
+
+    def __init__(self, settings: Alarms, reads: Sequence[str] = (), *, trained: bool = True) -> None:
+        self.settings, self.reads, self.trained = settings, tuple(reads), trained
+        self.rows: list[dict[str, float]] = []
+        self.sounding: frozenset[str] = frozenset()
+
+    def see(self, row: Mapping[str, Any]) -> list[Alarm]:
+        """The alarms that begin or end with this row of metrics.jsonl."""
+        self.rows.append(_numbers(row))
+        found = list(self.findings()) if len(self.rows) > 1 else []
+        before, self.sounding = self.sounding, frozenset(one.name for one in found if one.sounds)
+        return [
+            Alarm(int(row["iteration"]), one.name, one.message, one.value, one.threshold, one.sounds)
+            for one in found
+            if one.sounds != (one.name in before)
+        ]
+
+    def kept(self) -> Kept | None:
+        """What the weights with which the last row began are worth; none where no held-out reward may be read."""
+        name = self.settings.best or next(iter(self.reads), None)
+        value = None if name is None else self._recent(f"held_out.{name}")
+        if value is None:
+            return None
+        return Kept(f"held_out.{name}", value, BETTER * (self._first(f"held_out_sd.{name}") or 0.0))
+
+    def findings(self) -> Iterator[Finding]:
+        """What every rule that is on finds in the rows so far."""
+        yield from self._parting()
+        yield from self._diversity()
+        yield from self._over("drift", "drift", 0.0, "the prediction is {:.3g} from the base's (mean square)")
+        yield from self._over("artifact", "periodicity", None, "a periodic pattern has risen by {:.2g} powers of ten")
+        yield from self._over("saturation", "saturation", None, "{:.0%} more of the colours are at an end, 0 or 1")
+        yield from self._over("ratio", "clip_fraction", 0.0, "{:.0%} of the transitions are outside the clip range")
+
+    def _parting(self) -> Iterator[Finding]:
+        """The held-out reward that fell farthest, by what is left of its fall when twice its error is taken off."""
+        limit, rise = self.settings.parting, self._rise("reward")
+        if limit is None or rise is None or not self.trained:
+            return
+        falls = [(fall, name) for name in self.reads if (fall := self._fall(name)) is not None]
+        if not falls:
+            return
+        fall, name = max(falls)
+        at = [self._first(f"held_out.{name}"), self._recent(f"held_out.{name}", 1)]
+        message = (
+            f"the reward has risen by {rise:.3g} and held-out `{name}` has fallen from {at[0]:.3g} to {at[1]:.3g}, "
+            f"by {fall:.2g} SD or more"
+        )
+        yield Finding("parting", fall, limit, rise > 0 and fall > limit, message)
+
+    def _fall(self, name: str) -> float | None:
+        """Over the last iteration, the last two, ... `window`: what is surest to have fallen."""
+        first, recent = self._first(f"held_out.{name}"), self._last(f"held_out.{name}")
+        unit, count = self._first(f"held_out_sd.{name}"), self._first("pictures")
+        if first is None or not recent or not unit or not count:
+            return None
+        spans = range(1, len(recent) + 1)
+        return max((first - sum(recent[-n:]) / n) / unit - 2 * math.sqrt((1 + 1 / n) / count) for n in spans)
+
+    def _diversity(self) -> Iterator[Finding]:
+        """The smaller of what is left within prompts, and over all pictures."""
+        limit = self.settings.diversity
+        within = self._recent("diversity", 1 if self._first("diversity_base") else self.settings.window)
+        pairs = [
+            (within, self._first("diversity_base") or self._first("diversity"), "a prompt's pictures"),
+            (self._recent("spread"), self._first("spread"), "all pictures"),
+        ]
+        shares = [(now / base, whose) for now, base, whose in pairs if now is not None and base]
+        if limit is None or not shares:
+            return
+        share, whose = min(shares)
+        message = f"the differences between {whose} are {share:.0%} of the base's"
+        yield Finding("diversity", share, limit, share < limit, message)
+
+    def _over(self, alarm: str, name: str, base: float | None, message: str) -> Iterator[Finding]:
+        """A number that is too high, by itself or (base None) above the first iteration's."""
+        limit, base = getattr(self.settings, alarm), self._first(name) if base is None else base
+        recent = self._recent(name)
+        if limit is not None and recent is not None and base is not None:
+            value = recent - base
+            yield Finding(alarm, value, limit, value > limit, message.format(value))
+
+    def _first(self, name: str) -> float | None:
+        return next((row[name] for row in self.rows if name in row), None)
+
+    def _last(self, name: str, window: int | None = None) -> list[float]:
+        """The numbers of the last iterations, the first one's left out."""
+        found = [row[name] for row in self.rows[1:] if name in row]
+        return found[-(window or self.settings.window) :]
+
+    def _recent(self, name: str, window: int | None = None) -> float | None:
+        found = self._last(name, window)
+        return sum(found) / len(found) if found else None
+
+    def _rise(self, name: str) -> float | None:
+        first, recent = self._first(name), self._recent(name)
+        return None if first is None or recent is None else recent - first
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """What rules look at: all of `watch`, the trained reward's mean, and the updates' mean share of clipped ratios."""
+    found = {**row.get("watch", {}), "reward": row["reward"].get("mean")}
+    clipped = [update["clip_fraction"] for update in row["updates"] if "clip_fraction" in update]
+    found["clip_fraction"] = sum(clipped) / len(clipped) if clipped else None
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -1,0 +1,135 @@
+"""The watch: what alarms look at, measured on the pictures that training draws and scores anyway.
+
+Pictures are seen as they go by on their way to the reward, so none is decoded again; a keyed choice of them is kept, in
+8 bits. What is extra: the base's prediction at a small share of the steps, and, where no prompt has two pictures, a few
+strips: fixed prompts from fixed noise. Nothing here draws from a random stream or touches weights.
+
+What there is to see, by the way an algorithm learns: policy gradients and the forward process draw and score whole
+chains, all of it is seen. Reward gradients score pictures while they learn; those of a later update of the iteration
+are drawn by weights that have moved already, and ReFL's are one-step guesses from a noisy state, not finished pictures.
+Pairs that are given (diffusion_dpo) are not drawn at all: of these runs only the strips are seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker.evaluation import marks
+from tastemaker.evaluation.alarms import Alarms
+from tastemaker.evaluation.diversity import Pixels, measure
+from tastemaker.evaluation.drift import drift
+from tastemaker.evaluation.evaluate import Trial, judge
+from tastemaker.iteration import Iteration
+from tastemaker.process.samplers import Sampler
+from tastemaker.prompts.prompts import Prompts
+from tastemaker.rewards.reward import NamedReward, score
+
+IDS, PICTURES = "watch.ids", "watch.pictures"  # in `Iteration.kept` of a checkpoint inside an iteration
+
+
+class Watch:
+    """Looks at one run, iteration by iteration.
+
+    sampler: the algorithm's. held_out: the rewards that are recorded. strips: what is drawn where no prompt has two
+    pictures.
+    """
+
+    def __init__(self, settings: Alarms, sampler: Sampler, held_out: Sequence[NamedReward], strips: Trial) -> None:
+        self.settings, self.sampler, self.strips = settings, sampler, strips
+        self.held_out = [one for one in held_out if settings.oracles or not one.oracle]
+        self._wanted: frozenset[int] = frozenset()
+        self._seen: dict[int, Tensor] = {}
+        self._base: float | None = None  # diversity of the base's strips
+
+    def begin(self, it: Iteration) -> None:
+        """A new iteration, or the rest of one: what a checkpoint kept of its pictures is taken back."""
+        groups = it.key.permutation(it.plan.groups, "watched")[: max(1, self.settings.pictures // it.plan.per_prompt)]
+        each = it.plan.per_prompt
+        self._wanted = frozenset(group * each + k for group in groups for k in range(each))
+        ids, pictures = it.kept.pop(IDS, torch.zeros(0)), it.kept.pop(PICTURES, torch.zeros(0))
+        self._seen = dict(zip(map(int, ids.tolist()), pictures, strict=True))
+
+    def see(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Pictures [B,3,H,W] in [0,1] are about to be scored; may come from another thread."""
+        if not isinstance(prompts, Prompts):
+            return
+        rows = [row for row, b in enumerate(prompts.ids) if b in self._wanted]
+        if rows:
+            bytes_ = (images[rows].detach().float().nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+            self._seen.update(zip([prompts.ids[row] for row in rows], bytes_, strict=True))
+
+    def held(self) -> dict[str, Tensor]:
+        """The pictures seen so far, for a checkpoint inside the iteration."""
+        if not self._seen:
+            return {}
+        ids = sorted(self._seen)
+        return {IDS: torch.tensor(ids), PICTURES: torch.stack([self._seen[b] for b in ids])}
+
+    @torch.no_grad()
+    def look(self, it: Iteration) -> dict[str, float | None]:
+        """All numbers of the iteration that ends, the same on every device: a collective."""
+        ids = [b for b in it.prompts.ids if b in self._seen]
+        found: dict[str, float] = {}
+        if it.world.sum(len(ids)):
+            found |= self._pictures(it, ids)
+        found |= drift(it, self.sampler, self.settings.transitions)
+        found |= self._strips(it)
+        self._seen = {}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+    def _pictures(self, it: Iteration, ids: list[int]) -> dict[str, float]:
+        shape = it.policy.latent_shape
+        raw = torch.stack([self._seen[b] for b in ids]) if ids else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+        images = raw.to(it.policy.device).float() / 255
+        rows = [it.prompts.ids.index(b) for b in ids]
+
+        def everyone(values: Tensor) -> Tensor:
+            return it.world.everyone(values.cpu(), ids=ids)
+
+        squares = everyone(marks.comb(images, shape) if ids else torch.zeros(0))
+        small = everyone(_small(images) if ids else torch.zeros(0))
+        full = everyone(marks.saturation(images))
+        found = {"pictures": float(len(full)), "saturation": float(full.mean())}
+        found |= {"periodicity": marks.periodicity(squares), "spread": marks.spread(small)}
+        if it.plan.per_prompt > 1:
+            found["diversity"] = self._within(it, [raw[k] for k in range(len(ids))], rows)
+        for reward in self.held_out:
+            own = score(reward, images, it.prompts.take(rows)).value.float() if ids else torch.zeros(0)
+            values = everyone(own)
+            values = values[values.isfinite()].double()
+            found[f"held_out.{reward.name}"] = float(values.mean()) if len(values) else math.nan
+            found[f"held_out_sd.{reward.name}"] = float(values.std(correction=0)) if len(values) else math.nan
+        return found
+
+    def _within(self, it: Iteration, pictures: list[Tensor], rows: list[int]) -> float:
+        """Mean over prompts of their pictures' distance."""
+        groups = [it.prompts.groups[row] for row in rows]
+        found = measure(Pixels(), pictures, groups)
+        own = torch.tensor(list(found.values()), dtype=torch.float64)
+        values = it.world.everyone(own, ids=list(found))
+        return float(values.nanmean()) if len(values) else math.nan
+
+    def _strips(self, it: Iteration) -> dict[str, float]:
+        """Diversity within the prompts of the strips, and that of the base's."""
+        every = self.settings.strips
+        if it.plan.per_prompt > 1 or every == 0 or int(it.key.iteration) % every:
+            return {}
+        if self._base is None:
+            with it.policy.using("base"):
+                self._base = self._drawn(it)
+        return {"diversity": self._drawn(it), "diversity_base": self._base}
+
+    def _drawn(self, it: Iteration) -> float:
+        values: Any = judge(it.policy, [], self.strips, metric=Pixels(), world=it.world).diversity.values()
+        return sum(values) / len(values)
+
+
+def _small(images: Tensor) -> Tensor:
+    """Pictures of at most 64 x 64 pixels: enough for how far they lie apart."""
+    factor = max(1, max(images.shape[-2:]) // 64)
+    return torch.nn.functional.avg_pool2d(images, factor) if factor > 1 else images

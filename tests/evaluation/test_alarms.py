@@ -1,0 +1,143 @@
+"""The rules of alarms, on rows that are written by hand: what begins, what ends, what is never read."""
+
+from typing import Any
+
+import pytest
+
+from tastemaker.evaluation.alarms import NAMES, Alarm, Alarms, Rules, check_stops
+
+CALM = {
+    "pictures": 100.0,
+    "held_out.judge": -1.0,
+    "held_out_sd.judge": 0.5,
+    "held_out.truth": 0.9,
+    "held_out_sd.truth": 0.2,
+    "drift": 0.0,
+    "periodicity": 0.1,
+    "saturation": 0.02,
+    "spread": 0.1,
+    "diversity": 0.08,
+}
+
+
+def row(iteration: int, *, reward: float = 1.0, clipped: float | None = None, **watch: Any) -> dict[str, Any]:
+    updates = [] if clipped is None else [{"clip_fraction": clipped}, {"loss": 1.0}]
+    numbers = CALM | {name.replace("__", "."): value for name, value in watch.items()}
+    return {"iteration": iteration, "reward": {"mean": reward}, "updates": updates, "watch": numbers}
+
+
+def told(rows: list[dict[str, Any]], **settings: Any) -> list[tuple[int, str, bool]]:
+    return [(one.iteration, one.name, one.begins) for one in heard(rows, **settings)]
+
+
+def heard(rows: list[dict[str, Any]], **settings: Any) -> list[Alarm]:
+    rules = Rules(Alarms(**settings), ["judge"])
+    return [alarm for one in rows for alarm in rules.see(one)]
+
+
+def test_a_run_that_stays_as_it_is_raises_nothing() -> None:
+    assert told([row(k) for k in range(8)]) == [] == told([])
+
+
+def test_a_fall_of_the_held_out_reward_while_the_trained_one_rises() -> None:
+    """0.5 SD and twice the error of the two means, sqrt(2 / 100) SD, and of longer spans less."""
+    just = 0.5 * (0.5 + 2 * (2 / 100) ** 0.5)
+    below, above = (-1 - just * factor for factor in (0.98, 1.02))
+    assert told([row(0), row(1, reward=2.0, held_out__judge=below)]) == []
+    rows = [row(0), row(1, reward=2.0, held_out__judge=above)]
+    assert told(rows) == [(1, "parting", True)]
+    (alarm,) = heard(rows)
+    assert alarm.value > alarm.threshold == 0.5 and "`judge` has fallen from -1 to" in alarm.message
+    assert told([row(0), row(1, reward=0.5, held_out__judge=-9.0)]) == []  # both fall: no parting
+    assert told([row(0), row(1, reward=2.0, held_out__judge=below), row(2, reward=2.0, held_out__judge=below)]) == [
+        (2, "parting", True)  # surer by then
+    ]
+
+
+def test_it_begins_once_and_ends_once() -> None:
+    bad = {"reward": 2.0, "held_out__judge": -3.0}
+    rows = [row(0), *(row(k, **bad) for k in (1, 2, 3)), *(row(k, reward=2.0) for k in range(4, 8))]
+    assert told(rows) == [(1, "parting", True), (6, "parting", False)]
+
+
+def test_the_oracle_is_never_read() -> None:
+    rows = [row(0), *(row(k, reward=5.0, held_out__truth=0.0) for k in range(1, 5))]
+    assert told(rows) == []
+    rules = Rules(Alarms(), ["judge"], trained=False)  # the trained reward is the oracle
+    assert [alarm for one in [row(0), row(1, reward=9.0, held_out__judge=-9.0)] for alarm in rules.see(one)] == []
+    assert rules.kept() is not None and Rules(Alarms(), []).kept() is None
+
+
+CROSSINGS = {
+    "diversity": ({"diversity": 0.041}, {"diversity": 0.039}),
+    "drift": ({"drift": 0.09}, {"drift": 0.11}),
+    "artifact": ({"periodicity": 0.59}, {"periodicity": 0.61}),
+    "saturation": ({"saturation": 0.21}, {"saturation": 0.23}),
+    "ratio": ({"clipped": 0.89}, {"clipped": 0.91}),
+}
+LIMITS = {"diversity": 0.5, "drift": 0.1, "artifact": 0.5, "saturation": 0.2, "ratio": 0.9}
+
+
+@pytest.mark.parametrize("name", CROSSINGS)
+def test_an_alarm_has_its_limit_and_can_be_switched_off(name: str) -> None:
+    below, above = CROSSINGS[name]
+    assert told([row(0), row(1, **below)], **LIMITS) == []
+    assert told([row(0), row(1, **above)], **LIMITS) == [(1, name, True)]
+    assert told([row(0), row(1, **above)], **LIMITS | {name: None}) == []
+    assert told([row(0), row(1, **above)], **LIMITS | {"window": 1}) == [(1, name, True)]
+
+
+def test_one_iteration_among_calm_ones_is_not_enough() -> None:
+    rows = [row(k, saturation=0.3 if k == 3 else 0.02) for k in range(6)]
+    assert told(rows, saturation=0.2) == [] and told(rows, saturation=0.2, window=1)[0] == (3, "saturation", True)
+
+
+def test_all_pictures_alike_is_diversity_too_and_strips_have_a_base_of_their_own() -> None:
+    assert told([row(0), row(1, spread=0.01)], diversity=0.5) == [(1, "diversity", True)]
+    strips = [row(0, diversity=0.05, diversity_base=0.1), row(1, diversity=None), row(2, diversity=0.04)]
+    assert told(strips, diversity=0.5)[0] == (2, "diversity", True)
+
+
+def test_rows_without_numbers_are_passed_over() -> None:
+    empty = {"iteration": 3, "reward": {"failed": 2}, "updates": [], "watch": {"drift": None}}
+    bare = {"iteration": 4, "reward": {"mean": 1.0}, "updates": []}  # of a run without the watch
+    assert told([empty, bare, row(5), row(6, drift=9.0)], drift=0.1) == [(6, "drift", True)]
+
+
+def test_what_weights_are_worth_is_the_recent_mean_of_the_first_readable_reward() -> None:
+    rules = Rules(Alarms(), ["judge"])
+    for k, value in enumerate((-1.0, -0.9, -0.8, -0.7, -0.6)):
+        rules.see(row(k, held_out__judge=value))
+    kept = rules.kept()
+    assert kept is not None and kept.by == "held_out.judge"
+    assert kept.value == pytest.approx(-0.7) and kept.margin == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pictures": 0}, "pictures is 0"),
+        ({"window": 0}, "window is 0"),
+        ({"strips": -1}, "strips is -1"),
+        ({"transitions": 0.03}, "at most 0.02"),
+        ({"transitions": 0.0}, "above 0"),
+        ({"drift": -1.0}, "drift is -1.0; it is a number above 0, or none"),
+        ({"parting": float("inf")}, "parting is inf"),
+        ({"diversity": 1.5}, "diversity is 1.5; it is a share"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Alarms(**settings)
+
+
+def test_stops_name_alarms_that_can_sound() -> None:
+    check_stops(["any"], Alarms())
+    check_stops(NAMES, Alarms())
+    for stops, alarms, said in (
+        (["partin"], Alarms(), "one or several of parting, diversity"),
+        (["drift"], None, "alarms are off"),
+        (["drift"], Alarms(drift=None), "give alarms.drift a number"),
+    ):
+        with pytest.raises(ValueError, match=f"^stop_on is .*{said}"):
+            check_stops(stops, alarms)

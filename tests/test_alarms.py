@@ -1,0 +1,84 @@
+"""Alarms as a user meets them: on by default, switched off, stopping a run, refused settings, oracles left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runs
+from tastemaker.preparation import read_by_alarms
+from tastemaker.rewards import named
+from tastemaker.rewards.reward import adapt
+from tastemaker.settings import RunSettings
+
+
+def test_every_row_has_the_watch_and_no_alarm_is_a_file(tmp_path: Path) -> None:
+    folder, ran = runs.finished()
+    for row in runs.metrics(folder):
+        assert row["watch"]["pictures"] == 4 and row["watch"]["drift"] is not None
+    first, second = (row["watch"] for row in runs.metrics(folder))
+    assert 0 < first["drift"] < second["drift"] and 0 < first["kl"] < second["kl"]  # of the weights that it ended with
+    assert 0 < first["diversity"] != first["diversity_base"] > 0 and "diversity" not in second
+    assert runs.rows(folder, "metrics")[0]["seconds"]["watch"] > 0
+    assert runs.settings(folder)["alarms"]["pictures"] == 32 and runs.settings(folder)["stop_on"] == []
+
+
+def test_without_alarms_nothing_is_watched_and_no_bit_differs(tmp_path: Path) -> None:
+    folder, _ = runs.finished()
+    runs.train(runs.words(tmp_path, "--no-alarms"))
+    assert runs.weights(tmp_path) == runs.weights(folder) and runs.settings(tmp_path)["alarms"] is None
+    without = [{key: value for key, value in row.items() if key != "watch"} for row in runs.metrics(folder)]
+    assert runs.metrics(tmp_path) == without
+
+
+def test_an_alarm_stops_the_run_says_why_and_leaves_weights(tmp_path: Path) -> None:
+    held_out = ("--held_out_rewards", runs.reward("redness"))
+    argv = runs.words(tmp_path, *held_out, "--iterations", "4", "--stop_on", "drift", "--alarms.drift", "1e-12")
+    ran = runs.call(*argv)
+    assert ran.code == 0 and ran.err.startswith("ALARM drift: the prediction is ") and ran.err.count("\n") == 1
+    assert "stopped by an alarm, drift: the prediction is" in ran.out
+    assert (tmp_path / runs.LORA).is_file() and len(runs.rows(tmp_path, "metrics")) == 2
+    (alarm,) = runs.rows(tmp_path, "alarms")
+    assert set(alarm) == {"iteration", "alarm", "message", "value", "threshold", "stopped"} and alarm["stopped"]
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["by"] == "held_out.redness" and (tmp_path / best["checkpoint"] / "MANIFEST.json").is_file()
+    ran = runs.call(*argv, "--resume_from_checkpoint", "latest")
+    assert (ran.code, ran.err) == (0, "") and len(runs.rows(tmp_path, "metrics")) == 4
+    assert runs.rows(tmp_path, "alarms") == [alarm]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--stop_on partin", "--stop_on is 'partin'; it is one or several of parting, diversity, drift"),
+        ("--stop_on any --no-alarms", "--stop_on is 'any', but alarms are off"),
+        ("--stop_on drift --alarms.drift none", "--stop_on is 'drift', but that alarm is off"),
+        ("--alarms.pictures 0", "--alarms.pictures is 0; it is 1 or more"),
+        ("--alarms.drft 1", "--alarms.drft is not a setting of alarms.  Did you mean `--alarms.drift`"),
+        ("--alarms.best clip", "--alarms.best is 'clip'; it is one of --held_out_rewards that is no oracle: none is"),
+    ],
+)
+def test_wrong_settings_are_named_as_typed(flags: str, said: str, tmp_path: Path) -> None:
+    ran = runs.call(*runs.words(tmp_path / "run", *flags.split()))
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: {said}") and not (tmp_path / "run").exists()
+
+
+def quiet(images: Any, prompts: Any) -> Any:
+    return images.mean((1, 2, 3))
+
+
+def test_what_calls_itself_an_oracle_is_read_by_no_alarm() -> None:
+    shapes = named("shapes_alignment")
+    mixed = adapt(named("brightness:1,shapes_alignment:0.1"), "mixed")
+    assert shapes.oracle and mixed.oracle and not named("shapes_judge").oracle and not adapt(quiet).oracle
+    run = RunSettings(model="shapes")
+    assert read_by_alarms(run, [shapes, named("shapes_judge"), mixed, adapt(quiet)]) == ["shapes_judge", "quiet"]
+
+
+def test_the_built_in_world_has_a_reward_that_alarms_may_read() -> None:
+    found = json.loads((Path(runs.tiny.__file__).parents[1] / "src/tastemaker/shapes/tastemaker.json").read_text())
+    held_out = [named(name) for name in found["defaults"]["held_out_rewards"]]
+    assert read_by_alarms(RunSettings(model="shapes"), held_out) == ["shapes_judge"]

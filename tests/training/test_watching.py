@@ -1,0 +1,187 @@
+"""The watch over runs on the toy policy: it changes no bit, is resumed exactly, stops runs, and keeps the best."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tastemaker.evaluation.alarms import Alarms, Rules
+from tastemaker.evaluation.evaluate import Trial, trial_prompts
+from tastemaker.evaluation.watch import Watch
+from tastemaker.process.samplers import DDIM
+from tastemaker.prompts.sources import source
+from tastemaker.rewards.reward import adapt
+from tastemaker.training.best import Best
+from tastemaker.training.checkpoint import Checkpoints, Cursor
+from tastemaker.training.lines import read_lines
+from tastemaker.training.trainer import Training
+from tastemaker.training.watching import Watching
+from tastemaker.world import World
+from toy import Toy
+from toy_runs import SEED, TEXTS, metrics, same
+from trajectories.ranks import Case, Halting
+from trajectories.test_resume import COPIED, LAST, MATCHED, PLAIN, WINDOWS
+
+
+def small(images: Tensor, prompts: Any) -> Tensor:
+    """Held out: near 0, where the trained reward leads away from."""
+    return -images.abs().flatten(1).mean(1)
+
+
+def truth(images: Tensor, prompts: Any) -> Tensor:
+    raise AssertionError("an oracle was asked")
+
+
+truth.oracle = True  # type: ignore[attr-defined]
+QUIET = {"drift": None, "diversity": None, "artifact": None, "saturation": None, "ratio": None, "parting": None}
+
+
+def watched(run: Training, folder: Path, *, stop_on: tuple[str, ...] = (), **settings: Any) -> Training:
+    """The run with a watch over it, as the composition root gives it one."""
+    alarms, algorithm = Alarms(**{"pictures": 6, **settings}), run.algorithm
+    prompts = trial_prompts(source(TEXTS), 2, 2, SEED)
+    strips = Trial(prompts, 4, 1.0, DDIM(eta=0.0), SEED, 4)
+    watch = Watch(alarms, algorithm.training_sampler, [adapt(small), adapt(truth)], strips)
+    run.record.watching = Watching(folder, watch, partial(Rules, alarms, ["small"]), stop_on=stop_on)
+    run.best = Best(folder, run.world)
+    run.reward.seen = watch.see
+    return run
+
+
+def made(case: Case, folder: Path, policy: Toy | None = None, **more: Any) -> tuple[Training, Toy]:
+    policy = policy or case.policy()
+    settings = {name: more.pop(name) for name in ("save", "world") if name in more}
+    return watched(case.run(folder, policy, **settings), folder, **more), policy
+
+
+CASES = {"plain": PLAIN, "windows": WINDOWS, "draft": LAST, "copied": COPIED, "matched": MATCHED}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_changes_no_bit(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    bare, looked = case.policy(), case.policy()
+    assert case.run(tmp_path / "bare", bare).train()
+    assert made(case, tmp_path / "watched", looked)[0].train()
+    assert same(bare.state(), looked.state())
+    assert metrics(tmp_path / "bare") == metrics(tmp_path / "watched", "watch")
+    for row in metrics(tmp_path / "watched"):
+        watch = row["watch"]
+        assert watch["pictures"] == 6 and watch["periodicity"] is None  # no grid in pictures of one pixel
+        assert {"drift", "diversity", "spread", "saturation", "held_out.small", "held_out_sd.small"} <= watch.keys()
+        assert ("kl" in watch) == (name in ("plain", "windows"))
+    assert not (tmp_path / "bare" / "alarms.jsonl").exists() and "watch" not in metrics(tmp_path / "bare")[0]
+
+
+STOPS = {
+    "in a rollout": (PLAIN, "drawing", 13 + 5),
+    "in a later update": (PLAIN, "learning", 14 + 10),
+    "in a second update of pictures that are seen while they are learned from": (LAST, "learning", 4 + 2 + 2),
+    "matched": (MATCHED, "learning", 4 + 3),
+}
+
+
+@pytest.mark.parametrize("place", STOPS)
+def test_a_stopped_run_goes_on_to_the_same_numbers(place: str, tmp_path: Path) -> None:
+    case, kind, number = STOPS[place]
+    straight, policy = made(case, tmp_path / "straight", save=1)
+    assert straight.train()
+    world = World()
+    # the base is asked for the watch too, but never in the calls that are counted before the first iteration has ended
+    policy_ = case.policy(Halting, world=world, place=kind, number=number)
+    assert not made(case, tmp_path / "stopped", policy_, world=world, save=1)[0].train()
+    run, again = made(case, tmp_path / "stopped", save=1)
+    assert run.train(run.checkpoints.latest())
+    assert same(policy.state(), again.state())
+    assert metrics(tmp_path / "straight", "network_calls") == metrics(tmp_path / "stopped", "network_calls")
+
+
+def test_an_alarm_stops_the_run_once_and_it_can_go_on(tmp_path: Path) -> None:
+    straight, policy = made(PLAIN, tmp_path / "straight", **QUIET)
+    assert straight.train() and not (tmp_path / "straight" / "alarms.jsonl").exists()
+    run, _ = made(PLAIN, tmp_path / "a", stop_on=("drift",), **QUIET | {"drift": 1e-9})
+    assert not run.train() and run.stopped.startswith("drift: the prediction is ")
+    (line,) = read_lines(tmp_path / "a" / "alarms.jsonl")
+    assert line["iteration"] == 1 and line["alarm"] == "drift" and line["stopped"] is True
+    assert line["value"] > line["threshold"] == 1e-9 and line["message"] in run.stopped
+    run, again = made(PLAIN, tmp_path / "a", stop_on=("drift",), **QUIET | {"drift": 1e-9})
+    start = run.checkpoints.latest()
+    assert start is not None and start.cursor == Cursor(2, 0) and run.train(start) and not run.stopped
+    assert same(policy.state(), again.state())
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "a")
+    assert read_lines(tmp_path / "a" / "alarms.jsonl") == [line]
+
+
+def test_alarms_behind_the_cursor_are_forgotten(tmp_path: Path) -> None:
+    run, _ = made(PLAIN, tmp_path, save=1, **QUIET | {"drift": 1e-9})
+    assert run.train()
+    file = tmp_path / "alarms.jsonl"
+    before = file.read_text()
+    file.write_text(before + before.splitlines()[1].replace('"iteration": 1', '"iteration": 2') + "\n")
+    run, _ = made(PLAIN, tmp_path, save=1, **QUIET | {"drift": 1e-9})
+    assert run.train(Checkpoints.open(tmp_path / "checkpoints" / "checkpoint-1"))
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("save", [0, 1], ids=["in memory", "written"])
+def test_the_best_checkpoint_is_that_of_the_weights_whose_pictures_are_best(save: int, tmp_path: Path) -> None:
+    run, _ = made(PLAIN, tmp_path, save=save, window=1)
+    states: dict[int, dict[str, Tensor]] = {}
+    offer = run.best.offer  # type: ignore[union-attr]
+
+    def noted(cursor: Cursor, *rest: Any) -> None:
+        states[cursor.iteration] = {name: tensor.clone() for name, tensor in run.policy.state().items()}
+        offer(cursor, *rest)
+
+    run.best.offer = noted  # type: ignore[union-attr, method-assign]
+    assert run.train()
+    found = json.loads((tmp_path / "best.json").read_text())
+    worth = {row["iteration"]: row["watch"]["held_out.small"] for row in metrics(tmp_path)}
+    assert found["by"] == "held_out.small" and found["value"] == worth[found["iteration"]]
+    margin = 0.1 * metrics(tmp_path)[0]["watch"]["held_out_sd.small"]
+    assert found["value"] >= max(worth[k] for k in (1, 2)) - margin and found["iteration"] in (1, 2)
+    best = tmp_path / found["checkpoint"]
+    assert best == tmp_path / "checkpoints" / "best" / f"checkpoint-{found['iteration']}"
+    assert [path.name for path in best.parent.iterdir()] == [best.name]
+    opened = Checkpoints.open(best)
+    assert opened.cursor == Cursor(found["iteration"], 0)
+    mine = {name.removeprefix("policy/"): t for name, t in opened.tensors.items() if name.startswith("policy/")}
+    assert same(mine, states[found["iteration"]])
+    if save:
+        ordinary = tmp_path / "checkpoints" / best.name / "state.safetensors"
+        assert os.path.samefile(ordinary, best / "state.safetensors")  # no second copy
+
+
+def test_the_best_one_outlives_the_limit_and_not_a_restart_before_it(tmp_path: Path) -> None:
+    run, _ = made(PLAIN, tmp_path, save=1)
+    run.best.settle = partial(settled_once, run.best, run.best.settle)  # type: ignore[union-attr, method-assign]
+    run.checkpoints.limit = 2
+    assert run.train()
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"checkpoint-2", "checkpoint-3", "best"}
+    assert Checkpoints.open(tmp_path / "checkpoints" / "best" / "checkpoint-1").cursor == Cursor(1, 0)
+    Best(tmp_path, World()).rewind(Cursor(1, 2), None)
+    assert (tmp_path / "best.json").exists()
+    Best(tmp_path, World()).rewind(Cursor(0, 3), None)
+    assert not (tmp_path / "best.json").exists() and not list((tmp_path / "checkpoints" / "best").iterdir())
+
+
+def settled_once(best: Best, settle: Any, worth: Any) -> None:
+    """Only the first one counts."""
+    settle(worth if not (best.folder / "best.json").exists() else None)
+
+
+def test_pictures_of_a_stopped_iteration_are_in_its_checkpoint_and_nothing_else_is(tmp_path: Path) -> None:
+    world = World()
+    policy = PLAIN.policy(Halting, world=world, place="learning", number=5)
+    assert not made(PLAIN, tmp_path, policy, world=world)[0].train()
+    found = Checkpoints(tmp_path / "checkpoints").latest()
+    assert found is not None
+    kept = found.per_rank[0]["kept"]
+    assert kept["watch.pictures"].dtype == torch.uint8 and len(kept["watch.ids"]) == 6
+    assert list(map(int, kept["watch.ids"])) == sorted(map(int, kept["watch.ids"]))
