@@ -77,6 +77,19 @@ def _gradient(variant: str) -> Iterator[Row]:
     )
 
 
+# The CLIP of the built-in world and the head on it, by values and by gradients; the oracle and the taste that the head
+# guesses stand beside. Without guidance the base has more to learn about captions, so there it is judged.
+CLIP = "model: shapes"
+FREE = HELD_OUT | {"guidance": 1.0}
+
+
+def _clips() -> Iterator[Row]:
+    for reward in ("clip_score", "aesthetic"):
+        for algorithm, fields in (("ddpo", SHORT | {"updates": 4}), ("draft", CLIMB | SLOW | {"k": 1})):
+            name, spec, beside = f"{algorithm}-{reward}", f"{reward}{{{CLIP}}}", ("shapes_taste",)
+            yield Row(name, "clip", algorithm, spec, fields, FREE, beside=beside)
+
+
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
 # Three controls differ too much to tell runs from them: six seeds.
 NOISED: dict[str, dict[str, Any]] = {
@@ -192,6 +205,7 @@ ROWS = (
         control=False,
         seconds=480.0,
     ),
+    *_clips(),
     *(_noised(algorithm) for algorithm in NOISED),
     *_policies(),
     *(row for variant in VARIANTS for row in _gradient(variant)),
