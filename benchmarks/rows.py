@@ -78,16 +78,24 @@ def _gradient(variant: str) -> Iterator[Row]:
 
 
 # The CLIP of the built-in world and the head on it, by values and by gradients; the oracle and the taste that the head
-# guesses stand beside. Without guidance the base has more to learn about captions, so there it is judged.
+# guesses stand beside. Judged without guidance, where the base has more to learn about captions: that is nearly all
+# counts, which are decided early in a chain and take many pictures.
 CLIP = "model: shapes"
 FREE = HELD_OUT | {"guidance": 1.0}
+WHOLE = {"k": 10, "images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "learning_rate": 2e-3, "iterations": 40}
+RATED = CLIMB | SLOW | {"k": 1}
 
 
 def _clips() -> Iterator[Row]:
-    for reward in ("clip_score", "aesthetic"):
-        for algorithm, fields in (("ddpo", SHORT | {"updates": 4}), ("draft", CLIMB | SLOW | {"k": 1})):
-            name, spec, beside = f"{algorithm}-{reward}", f"{reward}{{{CLIP}}}", ("shapes_taste",)
-            yield Row(name, "clip", algorithm, spec, fields, FREE, beside=beside)
+    for reward, algorithm, fields, evaluation, seconds in (
+        ("aesthetic", "ddpo", SHORT | {"updates": 4}, FREE, 150.0),
+        ("aesthetic", "draft", RATED, FREE, 90.0),
+        ("clip_score", "ddpo", LONG | {"iterations": 60}, FREE | {"images_per_prompt": 8, "every": 20}, 500.0),
+        ("clip_score", "draft", WHOLE, FREE | {"images_per_prompt": 8, "every": 10}, 300.0),
+    ):
+        spec, beside = f"{reward}{{{CLIP}}}", ("shapes_taste",)
+        name = f"{algorithm}-{reward}"
+        yield Row(name, "clip", algorithm, spec, fields, evaluation, beside=beside, seconds=seconds)
 
 
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
