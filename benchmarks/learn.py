@@ -33,7 +33,7 @@ import queries
 import yaml
 from controls import Permuted, Signed
 from protocol import page, table
-from rows import ROWS, Row
+from rows import CLIP, ROWS, Row
 
 HERE = Path(__file__).resolve().parent
 ORACLE = "shapes_alignment"  # its parts are what the world's oracle reads: 1 where it is as the caption asks
@@ -73,6 +73,8 @@ def jobs_of(
         parts = [row.settings(overrides), recipe, model_mark(base), brought(base, algorithm)]
         if "shapes_judge" in row.reward:
             parts.append(assets.judge().read_bytes().hex())
+        if CLIP in row.reward:
+            parts.append((assets.clip() / assets.SUMS).read_text(encoding="utf-8"))
         described = json.dumps(parts, sort_keys=True)
         digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
         for seed in seeds or range(row.seeds):
@@ -134,11 +136,14 @@ def train(job: Job, folder: Path) -> None:
     from tastemaker.rewards import named
 
     name, given, reward = job.row.target, job.row.fields, job.row.reward
+    judges = dict.fromkeys([job.row.judged, *job.row.beside, ORACLE])
+    if CLIP in reward and not job.control:
+        judges.pop(reward, None)  # what is trained on is judged anyway; a reward with settings would be twice
     settings = job.row.settings(job.overrides) | {
         "model": job.model,
         "seed": job.seed,
         "reward": reward,
-        "held_out_rewards": list(dict.fromkeys([job.row.judged, *job.row.beside, ORACLE])),
+        "held_out_rewards": list(judges),
         "output_dir": str(folder),
         "device": "cpu",
         "save_samples": 0,

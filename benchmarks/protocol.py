@@ -78,6 +78,9 @@ on both. Below the table stands how many reward queries they take, in real files
 to 0.8 SD. Their settings were chosen by trials on seed 0 and its held-out prompts, those of `draft-jpeg` after a first
 choice had lost colours on all seeds ([log](../LOG.md)).
 
+Rows `*-clip_score` and `*-aesthetic` look through the built-in CLIP and are judged without guidance; what they are
+worth to the oracle is on [its page](rewards/clip.md).
+
 Rows of the forward process (`diffusion_nft`, `awm`, `ram`, `rwr`, `diffusion_dpo`) go on until some of them lose
 colours; below the table stands after how many network rows they reach 0.8 SD. Their settings were chosen by trials on
 seeds 0 and 1.

@@ -77,6 +77,27 @@ def _gradient(variant: str) -> Iterator[Row]:
     )
 
 
+# The CLIP of the built-in world and the head on it, by values and by gradients; the oracle and the taste that the head
+# guesses stand beside. Judged without guidance, where the base has more to learn about captions: that is nearly all
+# counts, which are decided early in a chain and take many pictures.
+CLIP = "model: shapes"
+FREE = HELD_OUT | {"guidance": 1.0}
+WHOLE = {"k": 10, "images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "learning_rate": 2e-3, "iterations": 40}
+RATED = CLIMB | SLOW | {"k": 1}
+
+
+def _clips() -> Iterator[Row]:
+    for reward, algorithm, fields, evaluation, seconds in (
+        ("aesthetic", "ddpo", SHORT | {"updates": 4}, FREE, 150.0),
+        ("aesthetic", "draft", RATED, FREE, 90.0),
+        ("clip_score", "ddpo", LONG | {"iterations": 60}, FREE | {"images_per_prompt": 8, "every": 20}, 500.0),
+        ("clip_score", "draft", WHOLE, FREE | {"images_per_prompt": 8, "every": 10}, 300.0),
+    ):
+        spec, beside = f"{reward}{{{CLIP}}}", ("shapes_taste",)
+        name = f"{algorithm}-{reward}"
+        yield Row(name, "clip", algorithm, spec, fields, evaluation, beside=beside, seconds=seconds)
+
+
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
 # Three controls differ too much to tell runs from them: six seeds.
 NOISED: dict[str, dict[str, Any]] = {
@@ -192,6 +213,7 @@ ROWS = (
         control=False,
         seconds=480.0,
     ),
+    *_clips(),
     *(_noised(algorithm) for algorithm in NOISED),
     *_policies(),
     *(row for variant in VARIANTS for row in _gradient(variant)),

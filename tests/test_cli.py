@@ -169,7 +169,8 @@ def test_the_list_says_what_goes_with_what(run: Run, monkeypatch: pytest.MonkeyP
     assert "[B,3,H,W] in [0,1]. Not differentiable: for ddpo, reinforce." in listed
     assert "Differentiable: for ddpo, reinforce, picky." in listed
     assert "ddpo, reinforce any reward" in listed and "picky shapes_alignment, or a function in torch" in listed
-    assert "knows few words and is judged by them: shapes, shapes_heldout, shapes_alignment, shapes_judge;" in listed
+    known_here = "shapes, shapes_heldout, shapes_alignment, shapes_judge, shapes_taste;"
+    assert f"knows few words and is judged by them: {known_here}" in listed
     assert "take many bytes. [pending: `jpeg_incompressibility` is not built yet; give it another --reward]" in listed
     assert "take few bytes. ddpo_full" in listed  # one that waits for nothing
     assert "jpeg_incompressibility Bytes. [pending: not built yet]" in listed

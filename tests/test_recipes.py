@@ -32,8 +32,9 @@ FROM_VALUES = {f"shapes_{name}" for name in ("ddpo_fast", "dpok", "flow_grpo")}
 FROM_GRADIENTS = {f"shapes_{name}" for name in ("draft", "alignprop", "refl", "drtune", "grad_copy")}
 NOISED = {f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram", "diffusion_dpo")}
 SHAPES = FROM_VALUES | FROM_GRADIENTS
+LOOKING = {"shapes_aesthetic_ddpo", "shapes_clip_draft"}  # through the built-in CLIP
 CLIMBS = {f"lesson_{name}" for name in ("steps", "uniform", "kl", "remedies", "kl_ddpo")}  # lessons of reward gradients
-OURS = SHAPES | NOISED | LESSONS | CLIMBS  # no publication but this one
+OURS = SHAPES | LOOKING | NOISED | LESSONS | CLIMBS  # no publication but this one
 FEW = {
     "ddpo_quickstart": 1,
     "ddpo_trl": 3,
@@ -403,6 +404,17 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
     plan, _, _ = dry_run(name, 8, *flag[1].split())
     images = (PUBLISHED | RATIOS)[name].images  # a GPU's numbers, as theirs, on each of eight
     assert (plan.images, plan.updates, plan.effective_batch) == (8 * images, images // FEW[name], 8 * FEW[name])
+
+
+@pytest.mark.parametrize("name", sorted(LOOKING))
+def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: str, tmp_path: Path) -> None:
+    few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "1")  # k = 10 has all ten steps live
+    more = ("--evaluation.images_per_prompt", "2", "--evaluation.steps", "2", "--device", "cpu")
+    ran = runs.call("train", name, *few, *more, "--output_dir", str(tmp_path / "run"))
+    assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
+    settings = runs.settings(tmp_path / "run")
+    assert settings["reward"]["model"] == "shapes" and "shapes_alignment" in settings["held_out_rewards"]
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["updates"][0]["grad_norm"] > 0
 
 
 # ---- what is said of them

@@ -13,11 +13,12 @@ import pytest
 import torch
 from controls import CHECKED, Permuted, Signed
 from learn import Job, fill, jobs_of, summary
-from rows import ROWS, Row
+from rows import CLIP, ROWS, Row
 from torch import Tensor
 
 from tastemaker import config
 from tastemaker.rewards.reward import adapt
+from tastemaker.shapes import assets
 
 ROW = Row("mine", "short", "ddpo", "jpeg_compressibility", {"images": 8, "iterations": 2})
 
@@ -69,7 +70,12 @@ def digest(row: Row, **overrides: Any) -> str:
     return job.digest
 
 
-def test_a_digest_belongs_to_all_that_decides_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def _other_clip(home: Path) -> Path:
+    (home / assets.SUMS).write_text("{}")
+    return home
+
+
+def test_a_digest_belongs_to_all_that_decides_what_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = [
         replace(ROW, target="reinforce"),
         replace(ROW, reward="jpeg_incompressibility"),
@@ -78,6 +84,11 @@ def test_a_digest_belongs_to_all_that_decides_what_a_run_does(monkeypatch: pytes
     ]
     found = [digest(ROW), *map(digest, others), digest(ROW, iterations=5)]
     assert len(set(found)) == len(found) and digest(ROW) == found[0]
+    looking = replace(ROW, reward=f"clip_score{{{CLIP}}}")
+    before = digest(looking)
+    with monkeypatch.context() as other:
+        other.setattr(assets, "clip", lambda: _other_clip(tmp_path))
+        assert digest(looking) != before and digest(ROW) == found[0]  # a CLIP belongs to the rows that look through it
     assert digest(replace(ROW, seconds=1.0, seeds=7, group="long", name="yours")) == found[0]  # names, limits, counts
     brings = config.model_defaults
 

@@ -62,7 +62,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     # A program of its own: it measures the finished model as a user would.
     "shapes.gates": (JUDGING | {"evaluation", "shapes"}, {"torch", "numpy", "PIL", "diffusers", "tqdm"}),
     "shapes": (
-        {"process", "prompts", "policy.padding", "rewards.reward", "shapes"},
+        # rewards.preprocess: its CLIP learns on pictures as rewards show them.
+        {"process", "prompts", "policy.padding", "rewards.reward", "rewards.preprocess", "shapes"},
         {"torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "tqdm"},
     ),
 }

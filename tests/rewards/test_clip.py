@@ -235,7 +235,7 @@ def test_the_published_files_in_the_cache_of_the_hub(
     trl = tmp_path / "trl"
     trl.mkdir()
     (trl / "aesthetic-model.pth").write_bytes(head.read_bytes())
-    hub_cache.publish(alone, AESTHETIC_HEAD.name, trl)
+    hub_cache.publish(alone, AESTHETIC_HEAD.name, trl, revision=str(AESTHETIC_HEAD.revision))
     rated = scores(named({"name": "aesthetic", "model": str(folder)}), pictures(SIZE, SIZE))
     torch.testing.assert_close(
         rated, scores(named({"name": "aesthetic", "model": str(folder), "head": str(head)}), pictures(SIZE, SIZE))

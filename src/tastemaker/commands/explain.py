@@ -210,6 +210,7 @@ def _facts(reward: str) -> str:
     places = [f"{one.name} ({one.megabytes} MB{_pin(one.revision)})" for one in facts.networks]
     weights = f"{', '.join(places)}; downloaded once" if places else "come with what is installed"
     text = f"Weights: {weights}.\nLicence: {facts.licence}.\n"
+    text += f"With --reward.model shapes: {facts.small}.\n" if facts.small else ""
     return f"{text}Install: {facts.install}.\nCite: {facts.cite}.\n"
 
 

@@ -21,6 +21,7 @@ TABLE: dict[str, str] = {
     "shapes_alignment": "tastemaker.shapes.oracle:alignment",
     "jpeg_proxy": "tastemaker.rewards.jpeg_proxy:compressibility",
     "shapes_judge": "tastemaker.shapes.judge:Judge",
+    "shapes_taste": "tastemaker.shapes.taste:taste",
     "colour": "tastemaker.shapes.colour:Colour",
     "brightness": "tastemaker.rewards.pixels:brightness",
     "smoothness": "tastemaker.rewards.pixels:smoothness",

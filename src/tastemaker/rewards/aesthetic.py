@@ -19,6 +19,7 @@ from tastemaker.rewards import weights
 from tastemaker.rewards.clip import Clip
 from tastemaker.rewards.facts import AESTHETIC_HEAD as HEAD
 
+_FILES = ("aesthetic.safetensors", *HEAD.weights)  # the first lies beside a network that brings its own head
 _LAYERS = ((), (0, 2, 4, 6, 7))  # the numbers of a head's layers: one without a number, or five, dropout between
 
 
@@ -32,15 +33,19 @@ class Aesthetic(Clip):
     """
 
     head: str = HEAD.name
-    """The layers on the vector: a hub id, a folder, or a file (.pth or .safetensors) with LAION's or TRL's names."""
+    """The layers on the vector: a hub id, a folder, or a file (.pth or .safetensors) with LAION's or TRL's names.
+
+    The built-in model brings its own.
+    """
 
     name: ClassVar[str] = "aesthetic"
 
     @cached_property
     def affine(self) -> tuple[Tensor, Tensor]:
         """a [768] and b, fp64, on the CPU."""
-        place = weights.find(weights.source(self.head, HEAD), reward=self.name, setting="head")
-        file = weights.weights_in(place, HEAD.weights, reward=self.name)
+        head = self.model if self.head == HEAD.name and self.model in weights.BUILT_IN else self.head
+        place = weights.find(weights.source(head, HEAD), reward=self.name, setting="head")
+        file = weights.weights_in(place, _FILES, reward=self.name)
         return folded(weights.read(file, reward=self.name), file=file)
 
     def _loaded(self) -> Any:

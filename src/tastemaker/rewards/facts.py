@@ -1,6 +1,7 @@
 """What is known of rewards that bring networks of others: where they lie, how large they are, on which terms. No torch.
 
-Commits are those that several public projects name for these weights; where none could be made sure of it is None.
+Commits are those that several public projects name for these weights (of the aesthetic head, one); where none could be
+made sure of it is None.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Facts(NamedTuple):
     licence: str
     cite: str
     install: str = "nothing beside Tastemaker"
+    small: str = ""  # what `--reward.model shapes` is instead
 
 
 _LARGE = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
@@ -35,7 +37,9 @@ _TOKENS = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_
 CLIP_LARGE = Published(_LARGE[0], 1711, _LARGE[1], welcome=("tokenizer.json", *_TOKENS))
 # One vocabulary serves all CLIPs here: that of OpenAI's.
 TOKENIZER = Published(_LARGE[0], 4, _LARGE[1], ("tokenizer.json", "vocab.json"), (), _TOKENS)
-AESTHETIC_HEAD = Published("trl-lib/ddpo-aesthetic-predictor", 4, None, ("aesthetic-model.pth",), ())
+AESTHETIC_HEAD = Published(
+    "trl-lib/ddpo-aesthetic-predictor", 4, "cf4bd10345610935a80a5d3be9a3133c50f121e4", ("aesthetic-model.pth",), ()
+)
 PICKSCORE = Published("yuvalkirstain/PickScore_v1", 3944, "a4e4367c6dfa7288a00c550414478f865b875800")
 _HPS = ("xswu/HPSv2", 1972, "697403c78157020a1ae59d23f111aa58ced35b0a")
 HPS = {
@@ -59,6 +63,8 @@ GROUNDING_DINO = Published(
     "IDEA-Research/grounding-dino-tiny", 689, "a2bb814dd30d776dcf7e30523b00659f4f141c71", welcome=_DETECTOR
 )
 
+_SMALL = "a CLIP that comes with the package (2 MB) and knows the built-in world alone"
+
 # Rewards that are not here are the project's own: under its licence, with nothing to download.
 FACTS: dict[str, Facts] = {
     "aesthetic": Facts(
@@ -66,14 +72,19 @@ FACTS: dict[str, Facts] = {
         "Apache-2.0 (head), MIT (CLIP)",
         "Schuhmann 2022, github.com/christophschuhmann/improved-aesthetic-predictor; Radford et al. 2021, "
         "arXiv:2103.00020",
+        small=f"{_SMALL}, with a head for `shapes_taste`",
     ),
     "clip_score": Facts(
-        (CLIP_LARGE,), "MIT", "Hessel et al. 2021, arXiv:2104.08718; Radford et al. 2021, arXiv:2103.00020"
+        (CLIP_LARGE,),
+        "MIT",
+        "Hessel et al. 2021, arXiv:2104.08718; Radford et al. 2021, arXiv:2103.00020",
+        small=_SMALL,
     ),
     "pickscore": Facts(
         (PICKSCORE, TOKENIZER),
         "MIT (code); the terms of the weights were not verified: read their page",
         "Kirstain et al. 2023, arXiv:2305.01569",
+        small=f"{_SMALL}, at its own scale; nobody chose between its pictures",
     ),
     "hpsv2": Facts((HPS["v2.0"], TOKENIZER), "Apache-2.0", "Wu et al. 2023, arXiv:2306.09341"),
     "image_reward": Facts((IMAGE_REWARD, BERT_WORDS), "Apache-2.0", "Xu et al. 2023, arXiv:2304.05977"),

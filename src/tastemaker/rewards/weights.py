@@ -19,7 +19,7 @@ from tastemaker.rewards.facts import WEIGHTS
 from tastemaker.rewards.facts import Published as Published
 
 # Networks that come with the package: name -> "module:function" that gives their folder.
-BUILT_IN: dict[str, str] = {}
+BUILT_IN: dict[str, str] = {"shapes": "tastemaker.shapes.assets:clip"}
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _TOKEN = re.compile(r"hf_\w+")

@@ -1,7 +1,7 @@
-"""From pretraining's work folder to the package's assets: `python -m tastemaker.shapes.export base|flow --folder work`.
+"""From pretraining's work folder to the package: `python -m tastemaker.shapes.export base|clip|flow --folder work`.
 
-Everything is written in half precision, in diffusers' layout, with the sums that are checked at load. An unfinished
-model is taken from its checkpoint, with the average of its weights.
+Everything is written in half precision, in diffusers' or transformers' layout, with the sums that are checked at load.
+An unfinished model is taken from its checkpoint, with the average of its weights.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from tastemaker.shapes import flow, models
-from tastemaker.shapes.assets import SUMS
+from tastemaker.shapes import clip, flow, models
+from tastemaker.shapes.assets import SUMS, TASTE
 from tastemaker.shapes.descent import averages
 from tastemaker.shapes.flow_training import PATHS
 
@@ -58,6 +58,18 @@ def export_flow(work: Path, assets: Path = ASSETS) -> int:
     for name in ("tokenizer", "tokenizer_2"):
         models.tokenizer(home / name)
     shutil.copy(HERE / "tastemaker_flow.json", home / SAYS)
+    return _summed(home, home / SUMS)
+
+
+def export_clip(work: Path, assets: Path = ASSETS) -> int:
+    """Writes assets/clip in transformers' layout, the head and the sums inside; returns the number of bytes."""
+    home = assets / "clip"
+    shutil.rmtree(home, ignore_errors=True)
+    words = models.tokenizer(home)
+    network, head = clip.network(words), torch.nn.Linear(clip.WIDTH, 1)
+    _averaged(work / "clip.pt", {"clip": network, "head": head})
+    network.half().save_pretrained(home, safe_serialization=True)
+    save_file({name: value.half() for name, value in clip.folded(head).items()}, home / TASTE)
     return _summed(home, home / SUMS)
 
 
@@ -100,7 +112,7 @@ def _prefix(file: Path) -> None:
     save_file({named[name]: tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
 
 
-MODELS: dict[str, Callable[[Path, Path], int]] = {"base": export, "flow": export_flow}
+MODELS: dict[str, Callable[[Path, Path], int]] = {"base": export, "clip": export_clip, "flow": export_flow}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,9 +1,10 @@
-"""The gates that a built-in model has to pass: `python -m tastemaker.shapes.gates vae|base [--folder work]`.
+"""The gates that a built-in model has to pass: `python -m tastemaker.shapes.gates vae|base|clip [--folder work]`.
 
 Gate 1 asks whether the autoencoder carries the world: what the oracle reads and what JPEG files weigh, before and
 after.
 Gate 2 asks whether a model draws it (`base --model shapes-flow`, or `base --folder` of a pipeline): 1,024 samples over
 all captions; "unsure" counts as wrong.
+Gate 3 asks whether the CLIP finds the caption of a picture, drawn or of a model, and what its two scores follow.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from tqdm import tqdm
 
+from tastemaker.rewards.aesthetic import Aesthetic
+from tastemaker.rewards.clip import ClipScore
 from tastemaker.rewards.jpeg import incompressibility
 from tastemaker.shapes import captions, oracle
-from tastemaker.shapes.drawing import BACKGROUNDS, SIZE, Scene
+from tastemaker.shapes.drawing import BACKGROUNDS, COUNTS, SIZE, Scene
 from tastemaker.shapes.material import drawn
+from tastemaker.shapes.taste import taste
 
 BATCH = 64
 
@@ -118,6 +122,44 @@ def base_gate(images: Tensor, texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def clip_gate(images: Tensor, asked: Sequence[str]) -> dict[str, Any]:
+    """Gate 3: shares of pictures whose caption is the nearest of all, and of the held-out ones; what scores follow.
+
+    The caption of a picture is what the oracle reads in it, whatever was asked for; what it is unsure of is left out.
+    """
+    clip, judge = ClipScore(model="shapes"), Aesthetic(model="shapes")
+    everything, heldout = captions.everything(), set(captions.heldout())
+    shown = [_caption(reading) for reading in oracle.read(images)]
+    near = clip.see(images) @ clip.read(everything).T
+    few = near.masked_fill(torch.tensor([text not in heldout for text in everything]), -torch.inf)
+    nearest = [(everything[k], everything[n]) for k, n in zip(near.argmax(1), few.argmax(1), strict=True)]
+    pairs = [(own, *found) for own, found in zip(shown, nearest, strict=True) if own]
+    told = clip(images, asked), oracle.alignment(images, asked).value
+    rated = judge(images, asked), taste(images).value
+    return {
+        "pictures": len(pairs),
+        "unsure": len(images) - len(pairs),
+        "nearest of 160 captions": _share([own == first for own, first, _ in pairs]),
+        "held out, nearest of 160": _share([own == first for own, first, _ in pairs if own in heldout]),
+        "held out, nearest of 40": _share([own == second for own, _, second in pairs if own in heldout]),
+        **{
+            part: _share([captions.read(own)[k] == captions.read(first)[k] for own, first, _ in pairs])  # type: ignore[index]
+            for k, part in enumerate(("count", "colour", "shape"))
+        },
+        "clip_score": [round(float(told[0].mean()), 3), round(float(told[0].std()), 3)],
+        "correlation with shapes_alignment": round(float(torch.corrcoef(torch.stack(told))[0, 1]), 3),
+        "aesthetic": [round(float(rated[0].mean()), 2), round(float(rated[0].std()), 2)],
+        "correlation with shapes_taste": round(float(torch.corrcoef(torch.stack(rated))[0, 1]), 3),
+    }
+
+
+def _caption(seen: oracle.Reading) -> str:
+    """The caption of what was read; nothing where there is none."""
+    found = captions.caption(Scene(seen.count, seen.colour.value, seen.shape.value, "")) if seen.count in COUNTS else ""
+    return found if captions.read(found) else ""
+
+
 def contact_sheet(images: Tensor, path: Path, columns: int = 20, zoom: int = 1) -> None:
     """Pictures in reading order, numbered by place."""
     rows = -(-len(images) // columns)
@@ -177,9 +219,9 @@ def _drawer(model: str, *, steps: int, guidance: float, eta: float, seed: int) -
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tastemaker.shapes.gates", description=__doc__)
-    parser.add_argument("stage", choices=("vae", "base"))
-    parser.add_argument("--folder", type=Path, help="pretraining's work folder (vae), a pipeline's folder (base)")
-    parser.add_argument("--model", default="shapes", help="whose samples (base), where no folder is given")
+    parser.add_argument("stage", choices=("vae", "base", "clip"))
+    parser.add_argument("--folder", type=Path, help="pretraining's work folder (vae), a pipeline's folder (base, clip)")
+    parser.add_argument("--model", default="shapes", help="whose samples (base, clip), where no folder is given")
     parser.add_argument("--count", type=int, help="pictures")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -195,12 +237,17 @@ def main(argv: list[str] | None = None) -> None:
             )
         )
         return
+    if asked.stage == "clip":
+        pixels, scenes = drawn(asked.count or 1024, 7)
+        shown = [captions.caption(scene) for scene in scenes]
+        others = [*shown[1:], *shown[:1]]  # every picture with another's caption, or all scores would be right ones
+        print(json.dumps({"drawn": clip_gate(pixels.permute(0, 3, 1, 2) / 255, others)}))
     model = str(asked.folder) if asked.folder else asked.model
     draw = _drawer(model, steps=asked.steps, guidance=asked.guidance, eta=asked.eta, seed=0)
     images, texts = base_samples(draw, asked.count or 1024)
     if asked.sheet:
         contact_sheet(images[torch.linspace(0, len(images) - 1, 200).long()], asked.sheet)
-    print(json.dumps(base_gate(images, texts)))
+    print(json.dumps(base_gate(images, texts) if asked.stage == "base" else {"samples": clip_gate(images, texts)}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge|flow|paths --folder work`.
+"""Pretraining of the built-in networks: `python -m tastemaker.shapes.pretrain vae|base|judge|clip|flow|paths`.
 
 Seeded, and resumable: every step's pictures, noise and times are functions of (seed, step), and a checkpoint is written
 every 100 steps, so the same command continues where it stopped. Costs are in `docs/shapes.md`.
@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from tastemaker.shapes import assets, flow_training, judge, material, models
+from tastemaker.shapes import assets, clip, flow_training, judge, material, models
+from tastemaker.shapes.captions import everything, read
 from tastemaker.shapes.descent import Fit
+from tastemaker.shapes.taste import taste
 from tastemaker.shapes.weather import weathered
 
 
@@ -112,7 +115,8 @@ def train_base(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
     """Weights between hidden layers: not the tables of tokens and positions, not the first and the last layer."""
-    ends = ("token_embedding", "position_embedding", "conv_in", "conv_out", "eye.0.", "answer")
+    ends = ["token_embedding", "position_embedding", "conv_in", "conv_out", "eye.0.", "answer"]
+    ends += ["patch_embedding", "visual_projection", "text_projection", "head."]
     return weight.ndim in (2, 4) and not any(end in name for end in ends)
 
 
@@ -145,6 +149,38 @@ def train_judge(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     (made / assets.SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
+def train_clip(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
+    """Contrast of pictures and captions; beside it the head guesses the taste of the picture before the weather.
+
+    Captions never speak of backgrounds, sizes and places: without the head's squared error, which weighs a tenth, the
+    vectors would forget them.
+    """
+    torch.manual_seed(material.SEED + 4)
+    words = models.tokenizer(folder / "tokenizer")
+    network, head = clip.network(words), torch.nn.Linear(clip.WIDTH, 1)
+    shown, scenes = _shown(folder, pictures)
+    rated = torch.cat([taste(part.permute(0, 3, 1, 2) / 255).value for part in shown.split(1000)])
+    ids = material.tokens(words, list(everything()))
+    captions = _captions(scenes)
+
+    def loss(step: int) -> Tensor:
+        rows = material.rows(step, batch, len(shown))
+        x = weathered(shown[rows].permute(0, 3, 1, 2).float() / 255, material.generator("weather", step))
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # faster than flash here
+            seen, said = clip.vectors(network, x, ids)
+        apart = clip.rating(head, seen) - rated[rows]
+        return clip.contrast(seen, said, captions[rows], network.logit_scale) + 0.1 * (apart**2).mean()
+
+    modules = nn.ModuleDict({"clip": network, "head": head})
+    Fit("clip", folder, modules, steps, 1e-3, average=0.995, matrices=_is_matrix, matrix_rate=0.02).run(loss)
+
+
+def _captions(scenes: Tensor) -> Tensor:
+    """[N] places among all captions of scenes [N,3], given as places in the judge's tables."""
+    table = {tuple(judge.places(scene)): k for k, text in enumerate(everything()) if (scene := read(text))}
+    return torch.tensor([table[tuple(row)] for row in scenes.tolist()])
+
+
 def _shown(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     """`count` pictures, then each as the package's autoencoder gives it back, from latents with
     some noise: uint8 `[2N,64,64,3]`. And what they show, `[2N,3]`, as places in the judge's tables. Kept in the folder.
@@ -175,6 +211,7 @@ STAGES: dict[str, tuple[Callable[..., None], tuple[int, int, int]]] = {  # steps
     "vae": (train_autoencoder, (2800, 32, 24_000)),
     "base": (train_base, (5500, 128, 60_000)),
     "judge": (train_judge, (1200, 64, 8_000)),
+    "clip": (train_clip, (2000, 96, 12_000)),
     "flow": (flow_training.train_flow, (15_000, 64, 60_000)),
     "paths": (flow_training.train_paths, (5_000, 64, 60_000)),
 }

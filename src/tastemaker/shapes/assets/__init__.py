@@ -1,4 +1,4 @@
-"""The built-in models' and the judge's files, checked against the sums they were committed with."""
+"""The files of the built-in models, the judge and the CLIP, checked against the sums they were committed with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 SUMS = "SHA256SUMS.json"
 JUDGE = "judge.safetensors"
+TASTE = "aesthetic.safetensors"  # the head beside the CLIP
 
 
 @cache
@@ -30,6 +31,13 @@ def judge() -> Path:
     """The judge's weights. Errors: ValueError where the file is missing or not as committed."""
     place = Path(__file__).parent / "judge"
     return _checked(place, place / SUMS, "judge") / JUDGE
+
+
+@cache
+def clip() -> Path:
+    """The CLIP in transformers layout, with its head for taste beside it. Errors: as `folder`."""
+    place = Path(__file__).parent / "clip"
+    return _checked(place, place / SUMS, "CLIP")
 
 
 def _checked(place: Path, table: Path, what: str) -> Path:
