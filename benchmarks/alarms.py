@@ -43,7 +43,8 @@ MARGIN = 1.25
 FLOOR = {"parting": 0.25, "diversity": 0.25, "drift": 0.02, "artifact": 0.25, "saturation": 0.05}
 ORACLE = "shapes_alignment"
 READS = ("shapes_judge",)
-FAST, SLOW, GENTLE = 0.02, 0.003, 0.0007
+FIT, REPORT = ("jpeg_proxy", "brightness"), "clip_score"  # the last one looks through the built-in CLIP
+FAST, GENTLE = 0.006, 0.0015
 COMMON = {
     "model": "shapes",
     "algorithm.images": 16,
@@ -85,15 +86,13 @@ DEMO += (("evaluation.every", 5), ("alarms.pictures", 32))
 def jobs() -> Iterator[Job]:
     """Seeds outermost, so that a study that is cut short has something of everything."""
     for k in range(5):
-        for rate, more in ((FAST, (("iterations", 5),)), (GENTLE, (("iterations", 7),))):
-            for reward in ("jpeg_proxy", "brightness"):
-                yield Job("fit", "draft", reward, rate, k, more)
-            yield Job("report", "draft", "colour", rate, 5 + k, more)
+        for rate in (FAST, GENTLE):
+            for reward in FIT:
+                yield Job("fit", "draft", reward, rate, k)
+            yield Job("report", "draft", REPORT, rate, 5 + k, (("reward.model", "shapes"),))
         if k == 0:
-            yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5, (("iterations", 7),))
+            yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5)
             yield Job("quiet", "ddpo", "jpeg_compressibility", 0.008, 5, DEMO)
-    for part, reward, seed in (("fit", "jpeg_proxy", 0), ("fit", "brightness", 0), ("report", "colour", 5)):
-        yield Job(part, "draft", reward, SLOW, seed)
 
 
 def made(job: Job) -> dict[str, Any]:
