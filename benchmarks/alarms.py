@@ -43,7 +43,7 @@ MARGIN = 1.25
 FLOOR = {"parting": 0.25, "diversity": 0.25, "drift": 0.02, "artifact": 0.25, "saturation": 0.05}
 ORACLE = "shapes_alignment"
 READS = ("shapes_judge",)
-FIT, REPORT = ("jpeg_proxy", "brightness"), "clip_score"  # the last one looks through the built-in CLIP
+FIT, REPORT = ("jpeg_proxy", "brightness"), "aesthetic"  # the last one looks through the built-in CLIP
 FAST, GENTLE = 0.006, 0.0015
 COMMON = {
     "model": "shapes",
@@ -89,7 +89,8 @@ def jobs() -> Iterator[Job]:
         for rate in (FAST, GENTLE):
             for reward in FIT:
                 yield Job("fit", "draft", reward, rate, k)
-            yield Job("report", "draft", REPORT, rate, 5 + k, (("reward.model", "shapes"),))
+            longer = {FAST: (("iterations", 14),)}.get(rate, ())  # this one falls later
+            yield Job("report", "draft", REPORT, rate, 5 + k, (("reward.model", "shapes"), *longer))
         if k == 0:
             yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5)
             yield Job("quiet", "ddpo", "jpeg_compressibility", 0.008, 5, DEMO)
