@@ -25,10 +25,13 @@ UPDATES = {
 COUNTED = {"items", *UPDATES}
 WATCHED = {
     "diversity": ("Diversity, training pictures", "within prompts"),
-    "drift": ("Drift from the base", "on some of the transitions"),
+    "spread": ("Differences between all pictures", "mean squared, whatever the prompt"),
+    "drift": ("Drift from the base", "mean squared distance of predictions, on some of the steps"),
+    "kl": ("KL from the base, per step", "on some of the steps"),
     "periodicity": ("Periodic artifacts", "spectral peaks at the patch's or the latent's stride"),
     "saturation": ("Saturation", "share of the pixels at their ends"),
 }
+UNITS = ("pictures", "diversity_base", "held_out_sd.")  # what the watch's numbers are measured by
 MOST = 1000  # iterations that are drawn
 PARTS = ("sampling", "learning", "other")
 
@@ -140,7 +143,7 @@ def _watched(metrics: Sequence[Mapping[str, Any]], marks: Sequence[float]) -> It
     keys = dict.fromkeys(key for row in metrics for key in row.get("watch") or {})
     for key in keys:
         line = _watch(metrics, key)
-        if line is None or key.startswith("held_out.") or all(v is None for v in line.y):
+        if line is None or key.startswith(("held_out.", *UNITS)) or all(v is None for v in line.y):
             continue
         title, note = WATCHED.get(key, (key, "watched by the alarms"))
         latest = Number(line.y[-1], place("metrics", line.x[-1], "watch", key))

@@ -125,6 +125,9 @@ def _deviations(one: Score) -> list[Part]:
 
 
 def _unjudged(records: Records) -> str:
+    if stops := [row for row in records.alarms if row.get("stopped")]:
+        names = " and ".join(dict.fromkeys(str(row.get("alarm")) for row in stops))
+        return f"Stopped by an alarm, {names}, before a second evaluation."
     if records.evaluations:
         return "Only the base model has been judged so far."
     return "No evaluation has been written yet." if records.metrics else "Nothing has been measured yet."
@@ -178,4 +181,6 @@ def _alarmed(records: Records) -> list[list[Part]]:
     if not records.alarms:
         watched = any("watch" in row for row in records.metrics)
         return [["No alarm was raised."]] if watched else []
-    return [[f"{len(records.alarms)} alarm{'s' if len(records.alarms) > 1 else ''}: see below."]]
+    first = str(records.alarms[0].get("message", ""))
+    more = f" ({len(records.alarms)} alarms in all, below)" if len(records.alarms) > 1 else ""
+    return [[f"{first[:1].upper()}{first[1:]}{more}."]]
