@@ -154,6 +154,11 @@ def read_by_alarms(run: RunSettings, held_out: list[NamedReward], dashes: str = 
             f"{dashes}alarms.best is {run.alarms.best!r}; it is one of {dashes}held_out_rewards that is no oracle: "
             f"{', '.join(names) or 'none is given'}."
         )
+    if run.alarms is not None and "parting" in run.stop_on and not names:
+        raise ValueError(
+            f"{dashes}stop_on is 'parting', but there is no held-out reward to part from: give one that is no oracle "
+            f"with {dashes}held_out_rewards."
+        )
     return names
 
 

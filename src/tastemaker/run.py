@@ -207,11 +207,18 @@ def _watching(parts: Parts, trial: Trial) -> Watching | None:
     seen = trial_prompts(parts.judged, STRIPS, 2, run.seed)
     plan = parts.plan
     strips = replace(
-        trial, prompts=seen, steps=plan.steps, guidance=plan.guidance, sampler=DDIM(eta=0.0), batch=len(seen)
+        trial,
+        prompts=seen,
+        steps=plan.steps,
+        guidance=plan.guidance,
+        sampler=DDIM(eta=0.0),
+        batch=min(plan.sampling_batch, len(seen)),
     )
     watch = Watch(alarms, parts.resolved.algorithm.training_sampler, parts.held_out, strips)
     rules = partial(Rules, alarms, read_by_alarms(run, parts.held_out), trained=not parts.reward.oracle)
-    return Watching(parts.output, watch, rules, stop_on=run.stop_on, write=parts.world.rank == 0)
+    return Watching(
+        parts.output, watch, rules, stop_on=run.stop_on, iterations=plan.iterations, write=parts.world.rank == 0
+    )
 
 
 def _alarmed(parts: Parts, why: str) -> Run:

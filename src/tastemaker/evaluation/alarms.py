@@ -28,11 +28,11 @@ class Alarms:
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
     window: int = 3  # iterations whose mean is compared with the first
-    parting: float | None = 0.5  # fall of a held-out reward while the trained one rises, in the base's SD over pictures
-    diversity: float | None = 0.5  # share of the base's diversity that is left
-    drift: float | None = 0.1  # mean squared distance to what the base predicts; noise has variance 1
-    artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
-    saturation: float | None = 0.2  # rise of the share of colours that are 0 or 1
+    parting: float | None = 0.39  # fall of a held-out reward while the trained one rises, in the base's SD over pictures
+    diversity: float | None = 0.66  # share of the base's diversity that is left
+    drift: float | None = 0.07  # mean squared distance to what the base predicts; noise has variance 1
+    artifact: float | None = 0.25  # rise of a periodic pattern, in powers of ten of its energy
+    saturation: float | None = 0.05  # rise of the share of colours that are 0 or 1
     ratio: float | None = 0.9  # share of transitions outside the clip range
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Alarms:
 
 
 def check_stops(stop_on: Sequence[str], alarms: Alarms | None) -> None:
-    """Refuses alarms that do not exist or will not sound. Errors: ValueError that begins with stop_on."""
+    """Refuses alarms that do not exist or are switched off. Errors: ValueError that begins with stop_on."""
     for name in stop_on:
         if name not in (*NAMES, ANY):
             raise ValueError(f"stop_on is {name!r}; it is one or several of {', '.join(NAMES)}, or {ANY}.")
@@ -197,6 +197,6 @@ class Rules:
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """What rules look at: all of `watch`, the trained reward's mean, and the updates' mean share of clipped ratios."""
     found = {**row.get("watch", {}), "reward": row["reward"].get("mean")}
-    clipped = [update["clip_fraction"] for update in row["updates"] if "clip_fraction" in update]
+    clipped = [update["clip_fraction"] for update in row["updates"] if update.get("clip_fraction") is not None]
     found["clip_fraction"] = sum(clipped) / len(clipped) if clipped else None
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

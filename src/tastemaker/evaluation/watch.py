@@ -13,7 +13,9 @@ Pairs that are given (diffusion_dpo) are not drawn at all: of these runs only th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +47,7 @@ class Watch:
         self._wanted: frozenset[int] = frozenset()
         self._seen: dict[int, Tensor] = {}
         self._base: float | None = None  # diversity of the base's strips
+        self._told: set[str] = set()  # held-out rewards that gave no score, and were told of
 
     def begin(self, it: Iteration) -> None:
         """A new iteration, or the rest of one: what a checkpoint kept of its pictures is taken back."""
@@ -85,26 +88,41 @@ class Watch:
     def _pictures(self, it: Iteration, ids: list[int]) -> dict[str, float]:
         shape = it.policy.latent_shape
         raw = torch.stack([self._seen[b] for b in ids]) if ids else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-        images = raw.to(it.policy.device).float() / 255
         rows = [it.prompts.ids.index(b) for b in ids]
+        calls = [slice(k, k + it.plan.sampling_batch) for k in range(0, len(ids), it.plan.sampling_batch)]
 
         def everyone(values: Tensor) -> Tensor:
             return it.world.everyone(values.cpu(), ids=ids)
 
-        squares = everyone(marks.comb(images, shape) if ids else torch.zeros(0))
-        small = everyone(_small(images) if ids else torch.zeros(0))
-        full = everyone(marks.saturation(images))
+        def each(measured: Callable[[Tensor, slice], Tensor]) -> Tensor:
+            """By calls that fit the machine."""
+            found = [measured(raw[call].to(it.policy.device).float() / 255, call).cpu() for call in calls]
+            return everyone(torch.cat(found) if found else torch.zeros(0))
+
+        squares = each(lambda images, _: marks.comb(images, shape))
+        small = each(lambda images, _: _small(images))
+        full = each(lambda images, _: marks.saturation(images))
         found = {"pictures": float(len(full)), "saturation": float(full.mean())}
         found |= {"periodicity": marks.periodicity(squares), "spread": marks.spread(small)}
         if it.plan.per_prompt > 1:
             found["diversity"] = self._within(it, [raw[k] for k in range(len(ids))], rows)
         for reward in self.held_out:
-            own = score(reward, images, it.prompts.take(rows)).value.float() if ids else torch.zeros(0)
-            values = everyone(own)
+            values = each(partial(self._scored, it, reward, rows))
             values = values[values.isfinite()].double()
             found[f"held_out.{reward.name}"] = float(values.mean()) if len(values) else math.nan
             found[f"held_out_sd.{reward.name}"] = float(values.std(correction=0)) if len(values) else math.nan
         return found
+
+    def _scored(self, it: Iteration, reward: NamedReward, rows: list[int], images: Tensor, call: slice) -> Tensor:
+        """A held-out reward's scores; one that gives none is told of, once."""
+        found = score(reward, images, it.prompts.take(rows[call]))
+        if not found.value.isfinite().any() and reward.name not in self._told:
+            self._told.add(reward.name)
+            why = next(
+                (note.strip().splitlines()[-1] for note in found.notes if note and note.strip()), "it was not finite"
+            )
+            print(f"the watch has no score from held-out {reward.name}: {why}", file=sys.stderr, flush=True)
+        return found.value.float()
 
     def _within(self, it: Iteration, pictures: list[Tensor], rows: list[int]) -> float:
         """Mean over prompts of their pictures' distance."""

@@ -140,19 +140,22 @@ def _panels(subjects: Sequence[Subject]) -> Iterator[Panel]:
     names = list(dict.fromkeys(name for one in subjects for name in _judged(one.records)))
     whole = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
     for k, name in enumerate(whole):
-        found = [(one, line) for one in subjects if (line := evaluated(name, one.records.evaluations, one.name))]
+        found = [
+            (one, evaluated(name, one.records.evaluations, one.name) or Line(one.name, [], [])) for one in subjects
+        ]
+        legend = tuple(one.name for one in subjects)
         if k == 0:
             priced = [line._replace(x=_queries(one.records, line.x), of="") for one, line in found]
             drawn = [lines_chart(_plain(priced), name, size=size, axis="reward queries") for size in (SMALL, WIDE)]
-            legend = tuple(line.name for line in priced)
             note = "evaluations by what training had cost"
             yield Panel(f"{name} by reward queries", note, drawn[0], wide=drawn[1], names=legend)
         title = name if k else f"{name} by iteration"
-        yield Panel(title, "by iteration" if k else "", lines_chart(_plain([line for _, line in found]), name))
-    diverse = [line for one in subjects if (line := _diversity(one))]
-    if diverse:
+        chart = lines_chart(_plain([line for _, line in found]), name)
+        yield Panel(title, "by iteration" if k else "", chart, names=legend)
+    diverse = [_diversity(one) or Line(one.name, [], []) for one in subjects]
+    if any(line.x for line in diverse):
         chart = lines_chart(_plain(diverse), "Diversity", zero=True)
-        yield Panel("Diversity", "within prompts, by iteration", chart)
+        yield Panel("Diversity", "within prompts, by iteration", chart, names=tuple(one.name for one in subjects))
 
 
 def _plain(lines: Sequence[Line]) -> list[Line]:

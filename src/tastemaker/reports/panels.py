@@ -33,7 +33,7 @@ WATCHED = {
 }
 UNITS = ("pictures", "diversity_base", "held_out_sd.")  # what the watch's numbers are measured by
 MOST = 1000  # iterations that are drawn
-PARTS = ("sampling", "learning", "other")
+PARTS = ("sampling", "learning", "watch", "other")
 
 
 class Panel(NamedTuple):
@@ -146,6 +146,8 @@ def _watched(metrics: Sequence[Mapping[str, Any]], marks: Sequence[float]) -> It
         if line is None or key.startswith(("held_out.", *UNITS)) or all(v is None for v in line.y):
             continue
         title, note = WATCHED.get(key, (key, "watched by the alarms"))
+        if key == "diversity" and "diversity_base" in keys:
+            title, note = "Diversity, strips", "within a few fixed prompts, from fixed noise"
         latest = Number(line.y[-1], place("metrics", line.x[-1], "watch", key))
         yield Panel(title, note, lines_chart([line], title, marks=marks), latest)
 

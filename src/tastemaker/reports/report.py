@@ -177,11 +177,13 @@ def _totals(records: Records) -> Iterator[tuple[str, Number | str]]:
     if not rows:
         return
     seconds = {key: sum((row.get("seconds") or {}).get(key) or 0.0 for row in rows)
-               for key in ("total", "sampling", "learning", "other", "reward")}  # fmt: skip
+               for key in ("total", "sampling", "learning", "other", "reward", "watch")}  # fmt: skip
+    seconds["total"] += seconds["watch"]  # which is counted beside it
     yield "time", clock(seconds["total"])
     for key, name in (
         ("sampling", "drawing"),
         ("learning", "learning"),
+        ("watch", "watching"),
         ("other", "else"),
         ("reward", "of these, scoring"),
     ):

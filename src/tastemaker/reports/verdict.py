@@ -125,7 +125,8 @@ def _deviations(one: Score) -> list[Part]:
 
 
 def _unjudged(records: Records) -> str:
-    if stops := [row for row in records.alarms if row.get("stopped")]:
+    last = records.metrics[-1]["iteration"] if records.metrics else None
+    if stops := [row for row in records.alarms if row.get("stopped") and row.get("iteration") == last]:
         names = " and ".join(dict.fromkeys(str(row.get("alarm")) for row in stops))
         return f"Stopped by an alarm, {names}, before a second evaluation."
     if records.evaluations:

@@ -153,7 +153,8 @@ def train_flow(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
 def train_paths(folder: Path, *, steps: int, batch: int, pictures: int) -> None:
     """Goes on with what `train_flow` left; half of each batch lies on the network's own chains.
 
-    The teacher says there what it would do, as in on-policy distillation (Ross et al. 2011, arXiv:1011.0686).
+    The teacher says there what it would do, as in on-policy distillation (Ross et al. 2011, arXiv:1011.0686). After an
+    interruption the chains are drawn anew, so the steps that follow are not those of an uninterrupted run.
     """
     torch.manual_seed(material.SEED + 11)
     student, teacher = Student(folder, pictures), Teacher()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,12 @@ class Best:
         better = self.world.rank == 0 and worth is not None and self._is_better(worth)
         if not self.world.broadcast_text("better" if better else ""):
             return
-        path = self._keep(candidate)
+        try:
+            path = self._keep(candidate)
+        except (OSError, ValueError) as error:  # no disk left: what was learned is worth more than the best of it
+            if self.world.rank == 0:
+                print(f"the best checkpoint was not kept: {error}", file=sys.stderr, flush=True)
+            return
         if self.world.rank == 0 and worth is not None:
             where = path.relative_to(self.folder).as_posix()
             row = {"iteration": candidate.cursor.iteration, "by": worth.by, "value": worth.value, "checkpoint": where}
@@ -100,13 +106,18 @@ class Best:
         if candidate.content is not None:
             return self.checkpoints.save(candidate.cursor, *candidate.content)
         assert candidate.written is not None
-        path = self.checkpoints.folder / candidate.cursor.name
+        path, error = self.checkpoints.folder / candidate.cursor.name, ""
         if self.world.rank == 0 and not path.exists():
             part = path.with_name(f".tmp-{path.name}")
             shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(candidate.written, part, copy_function=_link)
-            part.rename(path)
-        self.world.barrier()
+            try:
+                shutil.copytree(candidate.written, part, copy_function=_link)
+                part.rename(path)
+            except OSError as found:
+                shutil.rmtree(part, ignore_errors=True)
+                error = str(found)
+        if error := self.world.broadcast_text(error):
+            raise OSError(error)
         return path
 
 

@@ -103,7 +103,7 @@ class Training:
         self.checkpoints.forget_after(start.cursor)
         self.record.rewind(start.cursor.iteration)
         if self.best is not None:
-            self.best.rewind(start.cursor, start.path)
+            self.best.rewind(start.cursor, None if start.per_rank else start.path)
         if not start.cursor.updates and not start.per_rank:
             return start.cursor, start.data["state"], {}
         if len(start.per_rank) != self.world.size:

@@ -72,7 +72,8 @@ class Judge(Protocol):
 class Watching:
     """The watch over one run: one a device, of which rank 0 says and decides.
 
-    judge: makes a judge who has seen no row yet. stop_on: names of alarms that stop the run when they begin.
+    judge: makes a judge who has seen no row yet. stop_on: names of alarms that stop the run when they begin,
+    before the last of its iterations.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class Watching:
         judge: Callable[[], Judge],
         *,
         stop_on: Sequence[str] = (),
+        iterations: int | None = None,
         write: bool = True,
     ) -> None:
         self.watcher, self.stop_on, self.write = watcher, frozenset(stop_on), write
+        self.iterations = iterations
         self.lines = Lines(folder / ALARMS, "alarms", write=write)
         self._new, self._judge = judge, judge()
 
@@ -92,15 +95,18 @@ class Watching:
         """Forgets alarms from this iteration on; the judge is told of the rows before it."""
         self.lines.keep(lambda row: row["iteration"] < iteration)
         self._judge = self._new()
-        for row in read_lines(metrics):
-            if row["iteration"] < iteration:
-                self._judge.see(row)
+        rows = [row for row in read_lines(metrics) if row["iteration"] < iteration]
+        for row in rows:
+            self._judge.see(row)
+        if self.write and rows and "watch" not in rows[0]:
+            print(f"nobody watched the first iteration: alarms compare with iteration {iteration}", flush=True)
 
     def tell(self, row: Mapping[str, Any], world: World) -> str:
         """Prints and writes the alarms that begin or end with this row; why the run is to stop, on every device."""
         why: list[str] = []
         for alarm in self._judge.see(row) if self.write else ():
-            stops = alarm.begins and bool(self.stop_on & {alarm.name, ANY})
+            more = self.iterations is None or alarm.iteration + 1 < self.iterations
+            stops = alarm.begins and more and bool(self.stop_on & {alarm.name, ANY})
             print(_line(alarm), file=sys.stderr if alarm.begins else sys.stdout, flush=True)
             if alarm.begins:
                 made = {name: getattr(alarm, name) for name in ("iteration", "message", "value", "threshold")}
