@@ -275,7 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     if asked.page:
         asked.page.write_text(page(rows, there), encoding="utf-8")
         for group, file in queries.CHARTS.items():
-            names = [row.name for row in rows if row.group == group and row.judged == queries.JUDGE]
+            same = [row for row in rows if row.group == group and row.model == "shapes"]
+            names = [row.name for row in same if row.judged == queries.JUDGE]
             queries.chart(names, there, asked.page.parent / "images" / file)
     return 1 if failed else 0
 

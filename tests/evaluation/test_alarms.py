@@ -40,14 +40,16 @@ def test_a_run_that_stays_as_it_is_raises_nothing() -> None:
 
 
 def test_a_fall_of_the_held_out_reward_while_the_trained_one_rises() -> None:
-    """0.5 SD and twice the error of the two means, sqrt(2 / 100) SD, and of longer spans less."""
-    just = 0.5 * (0.5 + 2 * (2 / 100) ** 0.5)
+    """The limit and twice the error of the two means, sqrt(2 / 100) SD, and of longer spans less."""
+    limit = Alarms().parting
+    assert limit is not None
+    just = 0.5 * (limit + 2 * (2 / 100) ** 0.5)
     below, above = (-1 - just * factor for factor in (0.98, 1.02))
     assert told([row(0), row(1, reward=2.0, held_out__judge=below)]) == []
     rows = [row(0), row(1, reward=2.0, held_out__judge=above)]
     assert told(rows) == [(1, "parting", True)]
     (alarm,) = heard(rows)
-    assert alarm.value > alarm.threshold == 0.5 and "`judge` has fallen from -1 to" in alarm.message
+    assert alarm.value > alarm.threshold == limit and "`judge` has fallen from -1 to" in alarm.message
     assert told([row(0), row(1, reward=0.5, held_out__judge=-9.0)]) == []  # both fall: no parting
     assert told([row(0), row(1, reward=2.0, held_out__judge=below), row(2, reward=2.0, held_out__judge=below)]) == [
         (2, "parting", True)  # surer by then
