@@ -240,10 +240,11 @@ def _seconds(metrics: Sequence[Mapping[str, Any]]) -> Panel | None:
     rows = spread(timed)
     if not rows:
         return None
+    parts = tuple(part for part in PARTS if all(part in row["seconds"] for row in rows))
     columns = []
     for row in rows:
         bars, done = [], 0.0
-        for k, part in enumerate(PARTS):
+        for k, part in enumerate(parts):
             taken = row["seconds"].get(part) or 0.0
             bars.append((done, done + taken, 0.9, k))
             done += taken
@@ -251,12 +252,12 @@ def _seconds(metrics: Sequence[Mapping[str, Any]]) -> Panel | None:
     lines = [
         Line(name, [r["iteration"] for r in rows], [r["seconds"].get(name) for r in rows],
              of=f"/metrics/{{x}}/seconds/{name}")
-        for name in (*PARTS, "total")
+        for name in (*parts, "total")
     ]  # fmt: skip
     chart = lines_chart([], "Seconds an iteration", columns=columns, zero=True)
     chart = Chart(chart.svg, {**chart.data, "lines": lines_chart(lines, "").data["lines"]})
     note = "stacked" + (f"; {len(rows)} of {len(timed)} iterations" if len(rows) < len(timed) else "")
-    return Panel("Seconds an iteration", note, chart, names=PARTS)
+    return Panel("Seconds an iteration", note, chart, names=parts)
 
 
 def _memory(metrics: Sequence[Mapping[str, Any]]) -> Panel | None:
