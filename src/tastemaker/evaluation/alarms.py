@@ -28,9 +28,7 @@ class Alarms:
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
     window: int = 3  # iterations whose mean is compared with the first
-    parting: float | None = (
-        0.39  # fall of a held-out reward while the trained one rises, in the base's SD over pictures
-    )
+    parting: float | None = 0.39  # fall of a held-out reward while the trained one rises, in the base's SD
     diversity: float | None = 0.66  # share of the base's diversity that is left
     drift: float | None = 0.07  # mean squared distance to what the base predicts; noise has variance 1
     artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
