@@ -152,6 +152,7 @@ def train(job: Job, folder: Path) -> None:
     if job.control:
         differentiates = attribute(algorithms()[algorithm_of(name)]).differentiates
         settings["reward"] = (Signed if differentiates else Permuted)(named(reward), job.seed)
+        settings["evaluation"] = {**settings["evaluation"], "every": 0}  # only its two ends are read
     algorithm = build(attribute(algorithms()[name]), given) if given else name
     tastemaker.train(algorithm=algorithm, **{key: value for key, value in settings.items() if key not in OWN})
 
