@@ -66,6 +66,13 @@ def test_wrong_settings_are_named_as_typed(flags: str, said: str, tmp_path: Path
     assert ran.code == 2 and ran.err.startswith(f"tastemaker: {said}") and not (tmp_path / "run").exists()
 
 
+def test_a_run_that_clips_no_ratio_cannot_stop_on_it(tmp_path: Path) -> None:
+    argv = runs.words(tmp_path / "run", "--algorithm.updates", "1", "--stop_on", "ratio")
+    ran = runs.call("train", "reinforce", *argv[2:])
+    assert ran.code == 2 and "--stop_on is 'ratio', but reinforce clips no ratio" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
 def quiet(images: Any, prompts: Any) -> Any:
     return images.mean((1, 2, 3))
 

@@ -1,9 +1,10 @@
 """Flags: `--dotted.path value` laid out as a tree. Types are checked where the tree meets its dataclasses."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tastemaker.build import suggest
 from tastemaker.layers import Switch, put
 
 HELP = ("-h", "--help")
@@ -50,6 +51,21 @@ def parse(argv: Sequence[str]) -> Flags:
     for key, found in given.items():
         put(tree, key, found)
     return Flags(words, tree, help_wanted)
+
+
+def refuse(
+    command: str, tree: Mapping[str, Any], *, values: Collection[str] = (), switches: Collection[str] = ()
+) -> None:
+    """Errors: ValueError for a flag that is neither, a value that is missing, or one that a switch does not take."""
+    for key, value in tree.items():
+        if key not in values and key not in switches:
+            near = suggest(key, sorted({*values, *switches}))
+            guess = f"  Did you mean `--{near}`?" if near else ""
+            raise ValueError(f"--{key} is not a flag of tastemaker {command}.{guess}  (tastemaker {command} --help)")
+        if key in values and isinstance(value, Switch):
+            raise ValueError(f"--{key} needs a value.")
+        if key in switches and not isinstance(value, Switch):
+            raise ValueError(f"--{key} takes no value, found {value!r}: write it behind the plain words.")
 
 
 def _is_flag(word: str) -> bool:

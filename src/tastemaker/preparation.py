@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,8 @@ def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: 
             f"{dashes}lpips_weights has no effect on the one picture a prompt that evaluations draw: raise "
             f"{dashes}evaluation.images_per_prompt, or leave it out."
         )
+    if "ratio" in run.stop_on and "clip" not in {field.name for field in fields(resolved.algorithm)}:
+        raise ValueError(f"{dashes}stop_on is 'ratio', but {_named(resolved)} clips no ratio: leave it out.")
     if run.resume_from_checkpoint is not None:
         planning.refuse_change(resolved, output / folder.CONFIG, dashes)
 

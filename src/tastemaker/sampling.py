@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tastemaker.build import suggest
 from tastemaker.evaluation.evaluate import Trial, draw_pictures, trial_prompts
 from tastemaker.evaluation.guidance import rule
-from tastemaker.layers import Switch
+from tastemaker.flags import refuse
 from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
@@ -25,7 +24,7 @@ FLAGS |= {"resolution", "output_dir", "negative_prompt", "anneal"}
 
 def sample(flags: Mapping[str, Any]) -> list[Path]:
     """Pictures of `--prompts`, singly and as a grid; returns the grid's path last."""
-    refuse_unknown("sample", flags, FLAGS)
+    refuse("sample", flags, values=FLAGS)
     subject = _annealed(of_flags(flags), flags)
     tree, defaults = subject.tree, subject.tree.get("algorithm", {})
     prompts = flags.get("prompts", tree.get("prompts"))
@@ -80,13 +79,3 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"--output_dir {folder} cannot be made: {error.strerror}. Name another folder.") from error
     return folder
-
-
-def refuse_unknown(command: str, flags: Mapping[str, Any], known: set[str]) -> None:
-    for key, value in flags.items():
-        if key not in known:
-            near = suggest(key, sorted(known))
-            guess = f"  Did you mean `--{near}`?" if near else ""
-            raise ValueError(f"--{key} is not a flag of tastemaker {command}.{guess}  (tastemaker {command} --help)")
-        if isinstance(value, Switch):
-            raise ValueError(f"--{key} needs a value.")

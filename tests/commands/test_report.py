@@ -60,7 +60,7 @@ def test_runs_of_other_rewards_are_not_ranked(tmp_path: Path) -> None:
     [
         (["report"], "found none"),
         (["report", "RUN", "--opem"], "Did you mean `--open`?"),
-        (["report", "--open", "RUN"], "name the runs first"),
+        (["report", "--open", "RUN"], "write it behind the plain words"),
         (["report", "RUN", "--output"], "needs a value"),
         (["report", "RUN", "--output", "x.pdf"], "give FILE.html"),
         (["report", "RUN", "--output", "no/x.html"], "there is no folder no"),

@@ -39,12 +39,11 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         print(USAGE, end="")
         return 0
+    flags.refuse("evaluate", tree, values=FLAGS)
     from rich.console import Console
 
     from tastemaker.judging import compared
-    from tastemaker.sampling import refuse_unknown
 
-    refuse_unknown("evaluate", tree, FLAGS)
     output, runs = _output(tree), _runs(words, tree)
     found = compared(words, tree, output=output if output is not None and not output.suffix else None)
     console = Console(highlight=False, width=max(120, shutil.get_terminal_size((120, 24)).columns))

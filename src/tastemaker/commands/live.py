@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tastemaker import flags
-from tastemaker.build import suggest
 from tastemaker.layers import Switch
 
 USAGE = """tastemaker live RUN [--port 8765] [--open]
@@ -27,19 +26,13 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         print(USAGE, end="")
         return 0
-    for key in tree:
-        if key not in ("port", "open"):
-            near = suggest(key, ("port", "open"))
-            guess = f"  Did you mean `--{near}`?" if near else ""
-            raise ValueError(f"--{key} is not a flag of tastemaker live.{guess}  (tastemaker live --help)")
-    port, show = tree.get("port", "0"), tree.get("open", Switch.OFF)
-    if not (isinstance(port, str) and port.isdecimal() and int(port) < 2**16):
+    flags.refuse("live", tree, values=("port",), switches=("open",))
+    port, show = tree.get("port", "0"), tree.get("open") is Switch.ON
+    if not (port.isdecimal() and int(port) < 2**16):
         raise ValueError(f"--port is {port!r}; it is a whole number below 65536.")
-    if not isinstance(show, Switch):
-        raise ValueError(f"--open takes no value, found {show!r}: name the run first, then --open.")
     if len(words) != 1:
         raise ValueError(f"live takes the folder of one run; found {' and '.join(words) or 'none'}.")
-    return _serve(Path(words[0]).expanduser(), int(port), show is Switch.ON)
+    return _serve(Path(words[0]).expanduser(), int(port), show)
 
 
 def _serve(folder: Path, port: int, show: bool) -> int:

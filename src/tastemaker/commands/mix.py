@@ -24,7 +24,7 @@ USAGE = """tastemaker mix LORA [LORA ...] --weights .3 .7 --output FILE_OR_FOLDE
                rank the sum of the ranks
   --overwrite  a file that is there
 """
-FLAGS = {"weights", "output", "rank", "overwrite"}
+FLAGS = {"weights", "output", "rank"}
 BASE = "base"
 
 
@@ -43,14 +43,10 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         print(USAGE, end="")
         return 0
-    overwrite = tree.pop("overwrite", Switch.OFF)
-    if not isinstance(overwrite, Switch):
-        raise ValueError(f"--overwrite takes no value, found {overwrite!r}: write it behind the LoRAs.")
     from tastemaker.evaluation.mixing import numbers
-    from tastemaker.sampling import refuse_unknown
     from tastemaker.subjects import whole
 
-    refuse_unknown("mix", tree, FLAGS)
+    flags.refuse("mix", tree, values=FLAGS, switches=("overwrite",))
     for flag in ("weights", "output"):
         if flag not in tree:
             raise ValueError(f"mix needs --{flag}.  (tastemaker mix --help)")
@@ -61,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         )
     rank = whole(tree, "rank", 1) if "rank" in tree else None
     loras = list(zip(words, weights, strict=True))
-    made = _mix(loras, Path(str(tree["output"])), rank=rank, overwrite=overwrite is Switch.ON)
+    made = _mix(loras, Path(str(tree["output"])), rank=rank, overwrite=tree.get("overwrite") is Switch.ON)
     print(f"  {' + '.join(f'{weight:g} {word}' for word, weight in loras)}: {made.layers} layers, rank {made.rank}")
     if made.lost.layer:
         print(f"  relative error {made.lost.total:.3g}; {made.lost.worst:.3g} in the worst layer, {made.lost.layer}")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from tastemaker import flags
-from tastemaker.build import suggest
 from tastemaker.layers import Switch
 
 USAGE = """tastemaker push RUN [--hub_model_id OWNER/NAME] [--private]
@@ -27,12 +26,9 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         print(USAGE, end="")
         return 0
-    _refuse_unknown(tree)
+    _refuse_tokens(tree)
+    flags.refuse("push", tree, values=("hub_model_id",), switches=("private",))
     name, private = tree.get("hub_model_id"), tree.get("private")
-    if name is not None and not isinstance(name, str):
-        raise ValueError("--hub_model_id needs a value: owner/name.")
-    if private is not None and not isinstance(private, Switch):
-        raise ValueError(f"--private takes no value, found {private!r}: write --private or --no-private, after RUN.")
     if len(words) != 1:
         raise ValueError(f"push takes one run's folder, and then flags; found {' and '.join(words) or 'none'}.")
     from tastemaker.exports import hub  # late: it brings torch and the hub's library
@@ -42,12 +38,7 @@ def main(argv: Sequence[str]) -> int:
     return 1 if pushed.url is None else 0
 
 
-def _refuse_unknown(tree: dict[str, object]) -> None:
-    known = ("hub_model_id", "private")
+def _refuse_tokens(tree: dict[str, object]) -> None:
     for key in tree:
         if key.endswith("token"):
             raise ValueError(f"--{key}: a token is never a flag, for command lines are seen and kept: set HF_TOKEN.")
-        if key not in known:
-            near = suggest(key, known)
-            guess = f"  Did you mean `--{near}`?" if near else ""
-            raise ValueError(f"--{key} is not a flag of tastemaker push.{guess}  (tastemaker push --help)")

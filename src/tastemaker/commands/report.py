@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tastemaker import flags
-from tastemaker.build import suggest
 from tastemaker.layers import Switch
 
 USAGE = """tastemaker report RUN [RUN ...] [--output FILE.html] [--open]
@@ -27,21 +26,12 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         print(USAGE, end="")
         return 0
-    for key in tree:
-        if key not in ("output", "open"):
-            near = suggest(key, ("output", "open"))
-            guess = f"  Did you mean `--{near}`?" if near else ""
-            raise ValueError(f"--{key} is not a flag of tastemaker report.{guess}  (tastemaker report --help)")
-    output, show = tree.get("output"), tree.get("open", Switch.OFF)
-    if output is not None and not isinstance(output, str):
-        raise ValueError("--output needs a value: FILE.html.")
-    if not isinstance(show, Switch):
-        raise ValueError(f"--open takes no value, found {show!r}: name the runs first, then --open.")
+    flags.refuse("report", tree, values=("output",), switches=("open",))
     if not words:
         raise ValueError("report takes the folder of a run, or several; found none.")
-    path = _written(words, output)
+    path = _written(words, tree.get("output"))
     print(path)
-    if show is Switch.ON:
+    if tree.get("open") is Switch.ON:
         webbrowser.open(path.resolve().as_uri())
     return 0
 

@@ -130,7 +130,7 @@ def _totals(records: Records) -> dict[str, Any]:
     return {
         "iterations": Number(rows[-1]["iteration"] + 1 if rows else 0),
         "queries": Number(sum(row.get("queries") or 0 for row in rows), form=",.0f"),
-        "time": clock(sum((row.get("seconds") or {}).get("total") or 0.0 for row in rows)),
+        "time": clock(sum((row.get("seconds") or {}).get(part) or 0.0 for row in rows for part in ("total", "watch"))),
         "alarms": len(records.alarms),
     }
 

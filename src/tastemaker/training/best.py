@@ -80,19 +80,22 @@ class Best:
             return
         try:
             path = self._keep(candidate)
+            if self.world.rank == 0 and worth is not None:
+                self._note(candidate, worth, path)
         except (OSError, ValueError) as error:  # no disk left: what was learned is worth more than the best of it
             if self.world.rank == 0:
                 print(f"the best checkpoint was not kept: {error}", file=sys.stderr, flush=True)
-            return
-        if self.world.rank == 0 and worth is not None:
-            where = path.relative_to(self.folder).as_posix()
-            row = {"iteration": candidate.cursor.iteration, "by": worth.by, "value": worth.value, "checkpoint": where}
-            part = self.folder / f".{BEST}.part"
-            part.write_text(json.dumps(row) + "\n", encoding="utf-8")
-            part.replace(self.folder / BEST)
-            for other in self.checkpoints.folder.glob("checkpoint-*"):
-                if other != path:
-                    shutil.rmtree(other, ignore_errors=True)
+
+    def _note(self, candidate: Candidate, worth: Worth, path: Path) -> None:
+        """Says which is the best now, and drops the one before."""
+        where = path.relative_to(self.folder).as_posix()
+        row = {"iteration": candidate.cursor.iteration, "by": worth.by, "value": worth.value, "checkpoint": where}
+        part = self.folder / f".{BEST}.part"
+        part.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        part.replace(self.folder / BEST)
+        for other in self.checkpoints.folder.glob("checkpoint-*"):
+            if other != path:
+                shutil.rmtree(other, ignore_errors=True)
 
     def _is_better(self, worth: Worth) -> bool:
         best = self._record()
