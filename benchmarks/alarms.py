@@ -42,19 +42,18 @@ POINTS = 0.10
 MARGIN = 1.25
 FLOOR = {"parting": 0.25, "diversity": 0.25, "drift": 0.02, "artifact": 0.5, "saturation": 0.05}
 ORACLE = "shapes_alignment"
-READS = ("shapes_judge",)
+READS = ("shapes_judge", "clip_score")  # the second looks through the same CLIP as REPORT, and reads the prompt
 FIT, REPORT = ("jpeg_proxy", "brightness"), "aesthetic"  # the last one looks through the built-in CLIP
-FAST, GENTLE = 0.006, 0.0015
+FAST, MIDDLE, GENTLE = 0.006, 0.003, 0.0015  # the second is what a bare command takes
 COMMON = {
     "model": "shapes",
-    "algorithm.images": 16,
+    "algorithm.images": 32,
     "algorithm.updates": 1,
     "iterations": 10,
     "lr_warmup_steps": 2,
-    "held_out_rewards": f"{ORACLE},{READS[0]}",
-    "alarms.pictures": 16,
+    "held_out_rewards": f"{ORACLE},{READS[0]},{READS[1]}{{model: shapes}}",
     "evaluation.every": 1,
-    "evaluation.count": 6,
+    "evaluation.count": 16,
     "evaluation.images_per_prompt": 4,
     "evaluation.steps": 10,
     "evaluation.guidance": 1,
@@ -80,15 +79,16 @@ class Job(NamedTuple):
 
 
 DEMO = (("algorithm.images", 64), ("algorithm.updates", 4), ("iterations", 30), ("lr_warmup_steps", 8))
-DEMO += (("evaluation.every", 5), ("alarms.pictures", 32))
+DEMO += (("evaluation.every", 5), ("evaluation.guidance", 3))  # which it is trained with
 
 
 def jobs() -> Iterator[Job]:
     """Seeds outermost, so that a study that is cut short has something of everything."""
     for k in range(5):
-        for rate in (FAST, GENTLE):
+        for rate in (FAST, MIDDLE, GENTLE):
             for reward in FIT:
                 yield Job("fit", "draft", reward, rate, k)
+        for rate in (FAST, GENTLE):
             longer = {FAST: (("iterations", 14),)}.get(rate, ())  # this one falls later
             yield Job("report", "draft", REPORT, rate, 5 + k, (("reward.model", "shapes"), *longer))
         if k == 0:

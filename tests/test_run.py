@@ -67,6 +67,7 @@ def test_metrics_have_a_schema_and_one_row_an_iteration() -> None:
     assert head == {"schema": 1, "kind": "metrics"} and [row["iteration"] for row in lines] == [0, 1]
     for row in lines:
         assert {"seconds", "queries", "network_calls", "images", "reward", "updates", "memory"} <= set(row)
+        assert row["memory"]["process_peak_bytes"] > 2**26
         assert set(row["seconds"]) >= {"sampling", "reward", "learning", "other"}
         assert all(seconds >= 0 for seconds in row["seconds"].values())
         assert row["queries"] == row["images"] == 4 and set(row["network_calls"]) == {"rows_forward", "rows_backward"}

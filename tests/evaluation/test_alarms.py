@@ -98,6 +98,8 @@ def test_all_pictures_alike_is_diversity_too_and_strips_have_a_base_of_their_own
     assert told([row(0), row(1, spread=0.01)], diversity=0.5) == [(1, "diversity", True)]
     strips = [row(0, diversity=0.05, diversity_base=0.1), row(1, diversity=None), row(2, diversity=0.04)]
     assert told(strips, diversity=0.5)[0] == (2, "diversity", True)
+    unsure = [*strips[:2], row(2, diversity=0.04, diversity_error=0.06)]
+    assert told(unsure, diversity=0.5) == [] and told(unsure, diversity=0.53)[0] == (2, "diversity", True)
 
 
 def test_rows_without_numbers_are_passed_over() -> None:

@@ -72,3 +72,14 @@ def test_spread_is_the_mean_squared_difference_over_pairs() -> None:
     images = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     pairs = [(images[i] - images[k]).square().mean() for i in range(6) for k in range(i)]
     assert marks.spread(images) == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-5)
+
+
+def test_the_error_of_a_ratio_is_that_of_many_draws() -> None:
+    draw = torch.Generator().manual_seed(0)
+    below = 1 + 0.3 * torch.rand(2000, 40, generator=draw, dtype=torch.float64)
+    above = 0.6 * below + 0.1 * torch.randn(2000, 40, generator=draw, dtype=torch.float64)
+    ratios = above.sum(1) / below.sum(1)
+    errors = torch.tensor([marks.ratio_error(one, other) for one, other in zip(above, below, strict=True)])
+    assert float(errors.mean()) == pytest.approx(float(ratios.std()), rel=0.05)
+    assert marks.ratio_error(0.6 * below[0], below[0]) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(marks.ratio_error(torch.ones(1), torch.ones(1)))

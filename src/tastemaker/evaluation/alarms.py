@@ -155,18 +155,20 @@ class Rules:
         return max((first - sum(recent[-n:]) / n) / unit - 2 * math.sqrt((1 + 1 / n) / count) for n in spans)
 
     def _diversity(self) -> Iterator[Finding]:
-        """The smaller of what is left within prompts, and over all pictures."""
-        limit = self.settings.diversity
-        within = self._recent("diversity", 1 if self._first("diversity_base") else self.settings.window)
+        """The smaller of what is left within prompts, where few fixed ones are drawn with twice its error, and over all
+        pictures."""
+        limit, fixed = self.settings.diversity, self._first("diversity_base")
+        within = self._recent("diversity", 1 if fixed else self.settings.window)
+        error = 2 * (self._recent("diversity_error", 1) or 0.0)
         pairs = [
-            (within, self._first("diversity_base") or self._first("diversity"), "a prompt's pictures"),
-            (self._recent("spread"), self._first("spread"), "all pictures"),
+            (within, fixed or self._first("diversity"), error, "a prompt's pictures"),
+            (self._recent("spread"), self._first("spread"), 0.0, "all pictures"),
         ]
-        shares = [(now / base, whose) for now, base, whose in pairs if now is not None and base]
+        shares = [(now / base + more, whose) for now, base, more, whose in pairs if now is not None and base]
         if limit is None or not shares:
             return
         share, whose = min(shares)
-        message = f"the differences between {whose} are {share:.0%} of the base's"
+        message = f"the differences between {whose} are at most {share:.0%} of the base's"
         yield Finding("diversity", share, limit, share < limit, message)
 
     def _over(self, alarm: str, name: str, base: float | None, message: str) -> Iterator[Finding]:

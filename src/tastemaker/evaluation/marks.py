@@ -66,3 +66,15 @@ def spread(images: Tensor) -> float:
         return float("nan")
     apart = images.double() - images[:1].double()  # exact for pictures that are alike
     return float(2 * apart.var(0).mean())
+
+
+def ratio_error(above: Tensor, below: Tensor) -> float:
+    """Standard error of sum(above) / sum(below) over paired numbers [N]; NaN for fewer than two.
+
+    By linearisation, the deviations being those of above - ratio below (Cochran 1977, Sampling Techniques, chapter 6).
+    """
+    count, whole = len(above), float(below.sum())
+    if count < 2 or whole == 0:
+        return float("nan")
+    left = above - above.sum() / whole * below
+    return float((left.square().sum() * count / (count - 1)).sqrt()) / whole

@@ -46,7 +46,7 @@ class Watch:
         self.held_out = [one for one in held_out if settings.oracles or not one.oracle]
         self._wanted: frozenset[int] = frozenset()
         self._seen: dict[int, Tensor] = {}
-        self._base: float | None = None  # diversity of the base's strips
+        self._base: Tensor | None = None  # diversity of the base's strips, by prompt
         self._told: set[str] = set()  # held-out rewards that gave no score, and were told of
 
     def begin(self, it: Iteration) -> None:
@@ -133,18 +133,21 @@ class Watch:
         return float(values.nanmean()) if len(values) else math.nan
 
     def _strips(self, it: Iteration) -> dict[str, float]:
-        """Diversity within the prompts of the strips, and that of the base's."""
+        """Diversity within the prompts of the strips, that of the base's, and the standard error of their ratio."""
         every = self.settings.strips
         if it.plan.per_prompt > 1 or every == 0 or int(it.key.iteration) % every:
             return {}
         if self._base is None:
             with it.policy.using("base"):
                 self._base = self._drawn(it)
-        return {"diversity": self._drawn(it), "diversity_base": self._base}
+        now, base = self._drawn(it), self._base
+        found = {"diversity": float(now.mean()), "diversity_base": float(base.mean())}
+        return found | {"diversity_error": marks.ratio_error(now, base)}
 
-    def _drawn(self, it: Iteration) -> float:
-        values: Any = judge(it.policy, [], self.strips, metric=Pixels(), world=it.world).diversity.values()
-        return sum(values) / len(values)
+    def _drawn(self, it: Iteration) -> Tensor:
+        """[prompts], in their order."""
+        found: Any = judge(it.policy, [], self.strips, metric=Pixels(), world=it.world).diversity
+        return torch.tensor([found[group] for group in sorted(found)], dtype=torch.float64)
 
 
 def _small(images: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ WATCHED = {
     "periodicity": ("Periodic artifacts", "spectral peaks at the patch's or the latent's stride"),
     "saturation": ("Saturation", "share of the pixels at their ends"),
 }
-UNITS = ("pictures", "diversity_base", "held_out_sd.")  # what the watch's numbers are measured by
+UNITS = ("pictures", "diversity_base", "diversity_error", "held_out_sd.")  # what the watch's numbers are measured by
 MOST = 1000  # iterations that are drawn
 PARTS = ("sampling", "learning", "watch", "other")
 
@@ -261,9 +261,10 @@ def _seconds(metrics: Sequence[Mapping[str, Any]]) -> Panel | None:
 
 
 def _memory(metrics: Sequence[Mapping[str, Any]]) -> Panel | None:
-    rows = [row for row in metrics if (row.get("memory") or {}).get("peak_bytes")]
-    if not rows:
-        return None
-    x, y = [row["iteration"] for row in rows], [row["memory"]["peak_bytes"] for row in rows]
-    chart = lines_chart([Line("bytes", x, y, of="/metrics/{x}/memory/peak_bytes")], "Memory", zero=True)
-    return Panel("Memory of the device", "most at once, bytes", chart)
+    for key, whose in (("peak_bytes", "device"), ("process_peak_bytes", "process")):
+        rows = [row for row in metrics if (row.get("memory") or {}).get(key)]
+        if rows:
+            x, y = [row["iteration"] for row in rows], [row["memory"][key] for row in rows]
+            chart = lines_chart([Line("bytes", x, y, of=f"/metrics/{{x}}/memory/{key}")], "Memory", zero=True)
+            return Panel(f"Memory of the {whose}", "most at once until then, bytes", chart)
+    return None

@@ -23,6 +23,11 @@ from tastemaker.training.samples import Samples
 from tastemaker.training.watching import Watching
 from tastemaker.world import World
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 METRICS = "metrics.jsonl"
 BINS = 20  # of an iteration's histogram of rewards
 
@@ -277,9 +282,13 @@ def _spread(reward: Tensor, count: int) -> list[int]:
 
 
 def _memory(device: torch.device) -> dict[str, int]:
+    """The most that was held at once until now: of a CUDA device, else of the whole process."""
     if device.type == "cuda":
         return {"peak_bytes": torch.cuda.max_memory_allocated(device)}
-    return {}
+    if resource is None:
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 def _clock(seconds: float) -> str:
