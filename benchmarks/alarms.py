@@ -78,8 +78,8 @@ class Job(NamedTuple):
         return f"{self.part} {self.algorithm} {self.reward} {self.rate:g} {self.seed}"
 
 
-DEMO = (("algorithm.images", 64), ("algorithm.updates", 4), ("iterations", 30), ("lr_warmup_steps", 8))
-DEMO += (("evaluation.every", 5), ("evaluation.guidance", 3))  # which it is trained with
+DEMO = (("algorithm.images", 64), ("algorithm.updates", 4), ("iterations", 15), ("lr_warmup_steps", 8))
+DEMO += (("evaluation.every", 5), ("evaluation.guidance", 3), ("evaluation.steps", 20))  # as it is judged
 
 
 def jobs() -> Iterator[Job]:
@@ -93,7 +93,7 @@ def jobs() -> Iterator[Job]:
             yield Job("report", "draft", REPORT, rate, 5 + k, (("reward.model", "shapes"), *longer))
         if k == 0:
             yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5)
-            yield Job("quiet", "ddpo", "jpeg_compressibility", 0.008, 5, DEMO)
+        yield Job("quiet", "ddpo", "jpeg_compressibility", 0.003, 5 + k, DEMO)
 
 
 def made(job: Job) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tastemaker.training.best import Best
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 
-DEMO = {"images": 64, "updates": 4, "steps": 10, "guidance": 3.0, "learning_rate": 0.008, "clip": 0.001}
+DEMO = {"images": 64, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate": 0.003, "clip": 0.001}
 
 
 class Turns:
