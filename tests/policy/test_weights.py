@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+import runs
 from tastemaker.metering import network
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.weights import LoRA, Weights
@@ -304,6 +305,15 @@ def test_exchanging_seven_hundred_tensors_takes_under_a_millisecond():
 def test_settings_of_lora_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         LoRA(**settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("dropout", "there is none, for a run must not depend"), ("text_encoders", "only the denoiser is trained")],
+)
+def test_what_an_adapter_cannot_have_is_refused_with_the_reason(key, said):
+    ran = runs.call("train", "ddpo", "--model", "shapes", f"--lora.{key}", "0.1", "--dry-run")
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: --lora.{key}: {said}"), ran.err
 
 
 def test_a_target_that_matches_nothing_is_refused(model):

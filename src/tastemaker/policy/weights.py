@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,13 @@ class LoRA:
     """How A starts: `gaussian` (standard deviation 1 / rank) or `kaiming` (uniform within 1 / sqrt(inputs))."""
     file: str | None = None
     """A LoRA file, folder or hub id to start from; of a rank up to `rank`, in layers among `targets`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "dropout": "there is none, for a run must not depend on how its calls are cut or where it was resumed, and "
+        "dropout draws anew in every call. Leave it out; a lower lora.rank or learning_rate holds an adapter back too.",
+        "text_encoders": "only the denoiser is trained: prompts are encoded once, without a graph, and kept. Leave it "
+        "out; lora.targets may name all layers of the denoiser that read the text.",
+    }
 
     def __post_init__(self) -> None:
         if self.rank < 1:
