@@ -218,6 +218,8 @@ def _attach(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Parameter
 @torch.no_grad()
 def _measure(network: nn.Module, named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor]) -> None:
     """DoRA's lengths in fp32, which start as those of W + (alpha / rank) B A where the file has none."""
+    from peft.utils.integrations import dequantize_module_weight
+
     for name, layer in network.named_modules():
         if (key := name + MAGNITUDE) not in named:
             continue
@@ -226,9 +228,8 @@ def _measure(network: nn.Module, named: Mapping[str, nn.Parameter], start: Mappi
         dora.get_weight_norm = partial(_length, dora.get_weight_norm)
         if key not in start:
             change = layer.get_delta_weight(ADAPTER)
-            named[key].data = dora.get_weight_norm(
-                weight=layer.get_base_layer().weight, lora_weight=change, scaling=1.0
-            )
+            base = dequantize_module_weight(layer.get_base_layer())
+            named[key].data = dora.get_weight_norm(weight=base, lora_weight=change, scaling=1.0)
 
 
 def _length(
