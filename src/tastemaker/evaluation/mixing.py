@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tastemaker.policy.weights import MAGNITUDE
+
 Adapter = Mapping[str, Tensor]
 """`<layer>.lora_A.weight` [r, inputs, ...] and `<layer>.lora_B.weight` [outputs, r, ...], every scale inside B."""
 
@@ -128,7 +130,7 @@ def layers(adapter: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 def is_dora(adapter: Adapter) -> bool:
     """Whether it has lengths of rows beside its factors."""
-    return any(name.endswith(".lora_magnitude_vector.weight") for name in adapter)
+    return any(name.endswith(MAGNITUDE) for name in adapter)
 
 
 def rank_of(adapter: Adapter) -> int:

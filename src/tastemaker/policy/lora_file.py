@@ -153,7 +153,7 @@ def named_for_file(adapter: Mapping[str, Tensor], component: str) -> dict[str, T
     """The names of diffusers' own files of that component; those of a transformer are what ComfyUI reads too.
 
     A UNet's `<layer>.lora.down.weight` (A) and `.lora.up.weight` (B), a transformer's `<layer>.lora_A.weight` and
-    `.lora_B.weight`, with the component in front.
+    `.lora_B.weight`, with the component in front; a DoRA's lengths have peft's name in both.
     """
     a, b = (".lora.down.", ".lora.up.") if component == "unet" else (".lora_A.", ".lora_B.")
     return {
