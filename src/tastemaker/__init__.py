@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "train": "tastemaker.run:train",
     "mix": "tastemaker.commands.mix:mix",
+    "export": "tastemaker.commands.export:export",
     "Run": "tastemaker.outcome:Run",
     "DDPO": "tastemaker.algorithms.ddpo:DDPO",
     "REINFORCE": "tastemaker.algorithms.reinforce:REINFORCE",

@@ -104,8 +104,8 @@ def suggest(name: str, names: Iterable[str], path: str = "") -> str | None:
 def build(kind: type, values: Mapping[str, Any], where: Where = Where(), default: Any = None) -> Any:  # noqa: B008
     """A `kind`, a frozen dataclass, from plain values; the rest from `default`, an object of that kind, or its fields.
 
-    Errors: ValueError with the key as the user wrote it, for a key that is no field, a value of another type, a field
-    that has no default and no value, and whatever `__post_init__` refuses.
+    Errors: ValueError with the key as the user wrote it, for a key that is no field (with the reason, if the kind has
+    it in its `refused`), a value of another type, a field without default or value, and what `__post_init__` refuses.
     """
     hints = get_type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind) if field.init}
@@ -113,6 +113,8 @@ def build(kind: type, values: Mapping[str, Any], where: Where = Where(), default
     # What equals the field's own default is not passed on: an algorithm takes note of what it is given.
     made = {name: value for name, value in defaults.items() if default is not None and value != _default(known[name])}
     for key, value in values.items():
+        if reason := vars(kind).get("refused", {}).get(key):
+            raise ValueError(f"{where.at(key)}: {reason}")
         if key not in known:
             raise where.unknown(key, known)
         made[key] = convert(hints[key], value, where.at(key), defaults[key])

@@ -13,6 +13,7 @@ COMMANDS = {
     "sample": ("tastemaker.commands.sample", "draw pictures with a model or a run"),
     "evaluate": ("tastemaker.commands.evaluate", "compare a run with its base model on fixed prompts and noise"),
     "mix": ("tastemaker.commands.mix", "a weighted sum of LoRAs as one LoRA file"),
+    "export": ("tastemaker.commands.export", "a LoRA as a file that ComfyUI and other programs read"),
     "report": (
         "tastemaker.commands.report",
         "a page to look at: pictures, curves and numbers of one run or of several",

@@ -143,9 +143,13 @@ def refuse_change(resolved: Resolved, config_file: Path, dashes: str) -> None:
         part, _, setting = path.partition(".")
         if part not in (*FIXED, *JUDGED) or setting in ("learning_rate", "iterations", "weight_decay", "every"):
             continue
+        *above, last = path.split(".")
         found: Any = before
-        for key in path.split("."):
+        for key in above:
             found = found.get(key) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping) and last not in found and resolved.origin.get(path, "default") == "default":
+            continue  # a setting that is younger than that run, at what it was before there was a choice
+        found = found.get(last) if isinstance(found, Mapping) else None
         if found != value:
             home = config_file.parent
             raise ValueError(

@@ -13,7 +13,7 @@ import yaml
 from tastemaker import config, devices
 from tastemaker.build import Where, attribute, build
 from tastemaker.evaluation.guidance import Annealed, Rule
-from tastemaker.evaluation.mixing import Adapter, Member, layers, mixed, rank_of
+from tastemaker.evaluation.mixing import Adapter, Member, is_dora, layers, mixed, rank_of
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
 from tastemaker.policy.hub import INDEX
@@ -215,10 +215,11 @@ def adapter_of(file: str) -> tuple[str, Adapter]:
 
 
 def _fitting(adapter: Adapter, lora: LoRA) -> LoRA:
-    """The same with the adapter's rank, and its layers where the usual ones are not all of them."""
+    """The same with the adapter's rank and kind, and its layers where the usual ones are not all of them."""
     names = tuple(layer for layer, _, _ in layers(adapter))
     usual = all(name.endswith(tuple(f".{target}" for target in lora.targets)) for name in names)
-    return replace(lora, rank=rank_of(adapter), targets=lora.targets if usual else names)
+    dora = lora.dora or is_dora(adapter)
+    return replace(lora, rank=rank_of(adapter), dora=dora, targets=lora.targets if usual else names)
 
 
 def policy_of(subject: Subject, flags: Mapping[str, Any]) -> Policy:

@@ -31,9 +31,9 @@ PROMPTS = Prompts.of(["a red cat", "two dogs"])
 NAME = "pytorch_lora_weights.safetensors"
 
 
-def made(folder: Path, rank: int, targets: tuple[str, ...]) -> Path:
+def made(folder: Path, rank: int, targets: tuple[str, ...], dora: bool = False) -> Path:
     """The LoRA file of a model tuned by chance."""
-    policy = load(runs.model(), lora=LoRA(rank=rank, alpha=2.0 * rank, targets=targets))
+    policy = load(runs.model(), lora=LoRA(rank=rank, alpha=2.0 * rank, targets=targets, dora=dora))
     random = torch.Generator().manual_seed(rank)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -114,6 +114,14 @@ def test_weight_1_is_the_lora_and_weight_0_the_base_bit_for_bit(files: tuple[Pat
     mix(one, two, "--weights", "0", "0", "--output", str(tmp_path / "none.safetensors"))
     assert torch.equal(ours(str(tmp_path / "none.safetensors")), ours(None))
     assert (theirs(tmp_path / "none.safetensors") - theirs(None)).abs().max() < 1e-6
+
+
+def test_a_dora_is_not_mixed_and_the_reason_is_told(files: tuple[Path, Path], tmp_path: Path) -> None:
+    dora = made(tmp_path, 2, ("to_q",), dora=True)
+    ran = runs.call("mix", str(dora), str(files[0]), "--weights", ".5", ".5", "--output", str(tmp_path / "mix"))
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: {dora} is a DoRA: it stretches the rows"), ran.err
+    assert not (tmp_path / "mix").exists()
+    assert torch.allclose(ours(str(dora)), theirs(dora), atol=1e-4)  # alone it is drawn with
 
 
 def test_a_lower_rank_tells_its_error(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import runs
 import tastemaker
@@ -275,6 +276,10 @@ def test_a_run_that_goes_on_stays_the_run_it_was(tmp_path: Path) -> None:
         ran = runs.call(*runs.small(made, *resume, f"--{flag}", value))
         assert ran.code == 2 and ran.err.startswith(f"tastemaker: --{flag} is ") and ran.err.count("\n") == 1
         assert "was made with" in ran.err and "another --output_dir" in ran.err and content(made) == before
+    settings = yaml.safe_load((made / "config.yaml").read_text())
+    del settings["lora"]["rslora"]  # a setting that the program did not have when the run was made
+    (made / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert "--lora.rslora is " in runs.call(*runs.small(made, *resume, "--lora.rslora")).err
     for flag, value in (("learning_rate", "1e-3"), ("iterations", "2")):
         assert runs.call(*runs.small(made, *resume, f"--{flag}", value)).code == 0
 

@@ -16,10 +16,12 @@ from tastemaker.policy.lora_file import read
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
+from tastemaker.subjects import lora_of
 
 TARGETS = ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1")
 PROMPTS = ["a red cat", "two dogs"]
 STEPS, GUIDANCE = 5, 4.0
+DORA = LoRA(rank=2, alpha=3.0, rslora=True, dora=True, targets=TARGETS)
 
 
 def start(policy):
@@ -58,10 +60,13 @@ def tuned(model, lora=None, **settings):
     return policy
 
 
-@pytest.mark.parametrize(("family", "alpha"), [("model", 4.0), ("model", 8.0), ("v_model", 1.0)])
-def test_diffusers_shows_our_pictures(request, tmp_path, family, alpha):
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [("model", LoRA()), ("model", LoRA(alpha=8.0)), ("v_model", LoRA(alpha=1.0)), ("model", LoRA(rslora=True))],
+)
+def test_diffusers_shows_our_pictures(request, tmp_path, family, lora):
     folder = request.getfixturevalue(family)
-    policy = tuned(folder, LoRA(rank=4, alpha=alpha))
+    policy = tuned(folder, lora)
     ours = our_pictures(policy)
     with policy.using("base"):
         base = our_pictures(policy)
@@ -129,6 +134,37 @@ def test_training_goes_on_from_a_file(model, finished, lora):
         assert torch.equal(our_pictures(again), our_pictures(policy))
     half = load(model, lora=dataclasses.replace(lora, file=str(file.parent)), mixed_precision="bf16")
     assert all(torch.equal(a, b) for a, b in zip(half.parameters(), again.parameters(), strict=True))
+
+
+def test_a_dora_is_shown_by_diffusers_and_begins_a_run(model, finished, tmp_path):
+    policy = tuned(model, DORA)
+    ours, file = our_pictures(policy), save(policy, tmp_path)
+    assert (ours - their_pictures(plain(model, file), policy)).abs().max() < 1e-4
+    again = load(model, lora=dataclasses.replace(DORA, rank=3, rslora=False, file=str(file)), sets=("base", "old"))
+    assert torch.allclose(our_pictures(again), ours, atol=1e-5)
+    with again.using("old"):
+        assert torch.allclose(our_pictures(again), ours, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^--lora .*: it is a DoRA, .* Give --lora.dora\."):
+        load(model, lora=LoRA(rank=2, targets=TARGETS, file=str(file)))
+    chosen = lora_of(str(file))  # as `sample --lora FILE` reads it
+    assert (chosen.dora, chosen.rank) == (True, 2)
+    other, file = finished  # a plain LoRA: the lengths begin as those of what it makes of the base
+    again = load(model, lora=dataclasses.replace(DORA, file=str(file)))
+    assert torch.allclose(our_pictures(again), our_pictures(other), atol=1e-5)
+
+
+def test_a_dora_that_diffusers_saves_begins_a_run(model, tmp_path):
+    """Its names of the lengths are without `.weight`."""
+    with quiet():
+        network = UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True)
+    network.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], use_dora=True))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.add_(0.1 if "lora_" in name else 0.0)
+    network.save_lora_adapter(tmp_path)
+    found = read(str(tmp_path), StableDiffusionPipeline, "unet")
+    own = {name.replace(".default", ""): p.detach() for name, p in network.named_parameters() if "lora_" in name}
+    assert same(found, own) and any(name.endswith("lora_magnitude_vector.weight") for name in found)
 
 
 def kohya(tensors):
@@ -204,8 +240,7 @@ def test_adapters_that_diffusers_and_peft_save_of_a_network_alone_begin_a_run(mo
     ("names", "said"),
     [
         (("model.diffusion_model.input_blocks.0.0.weight",), "a whole model: give it as --model"),
-        (("unet.x.lora_A.weight", "unet.x.lora_magnitude_vector.weight"), "a DoRA"),
-        (("lora_unet_x.lora_down.weight", "lora_unet_x.dora_scale"), "a DoRA"),
+        (("lora_unet_x.lora_down.weight", "lora_unet_x.dora_scale"), "a DoRA in kohya's spelling"),
         (("lora_unet_x.hada_w1_a", "lora_unet_x.hada_w1_b"), "a LoHa or LoKr"),
         (("lora_unet_x.lokr_w1",), "a LoHa or LoKr"),
     ],

@@ -336,7 +336,7 @@ def test_pictures_and_latents_are_those_of_the_vae(short: str) -> None:
 # ---- weights
 
 
-@pytest.mark.parametrize("lora", [LoRA(), None], ids=["LoRA", "full"])
+@pytest.mark.parametrize("lora", [LoRA(), LoRA(dora=True), None], ids=["LoRA", "DoRA", "full"])
 def test_the_base_is_the_base_bit_for_bit(short: str, lora: LoRA | None) -> None:
     wanted = ours(load(short, lora=None), x := noise(load(short, lora=None)), 3, 3.0)
     policy = stirred(load(short, lora=lora))
@@ -386,8 +386,9 @@ def test_the_prediction_is_fp32_under_mixed_precision(short: str, whole: str) ->
 # ---- files
 
 
-def test_the_lora_file_gives_the_same_pictures_in_plain_diffusers(short: str, tmp_path: Path) -> None:
-    policy = stirred(load(short, lora=LoRA(rank=3, alpha=5.0, targets=TARGETS)))
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_lora_file_gives_the_same_pictures_in_plain_diffusers(short: str, tmp_path: Path, dora: bool) -> None:
+    policy = stirred(load(short, lora=LoRA(rank=3, alpha=5.0, dora=dora, targets=TARGETS)))
     x = noise(policy)
     wanted = ours(policy, x, 3, 3.0)
     file = save(policy, tmp_path)

@@ -1,15 +1,19 @@
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+import runs
+from tastemaker.metering import network
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.weights import LoRA, Weights
 
 PROMPTS = ["a red cat", "two dogs"]
 SETS = ("base", "old", "ema")
+DORA = LoRA(dora=True, rslora=True, alpha=3.0, targets=("to_q", "to_out.0", "conv1", "proj_in"))
 
 
 def ask(policy, x=None):
@@ -40,10 +44,11 @@ def untouched(model, dtype):
     return away + 3.0 * (toward - away)
 
 
+@pytest.mark.parametrize("lora", [LoRA(), DORA])
 @pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
-def test_base_is_the_base_model_bit_for_bit(model, precision, dtype):
-    policy, reference = load(model, lora=LoRA(), mixed_precision=precision), untouched(model, dtype)
-    assert torch.equal(ask(policy), reference)  # B starts at zero
+def test_base_is_the_base_model_bit_for_bit(model, precision, dtype, lora):
+    policy, reference = load(model, lora=lora, mixed_precision=precision), untouched(model, dtype)
+    assert torch.equal(ask(policy), reference)  # B starts at zero, DoRA's lengths at those of the base
     shake(policy)
     tuned = ask(policy)
     assert (tuned - reference).abs().max() > 1e-2
@@ -56,7 +61,7 @@ def test_base_is_the_base_model_bit_for_bit(model, precision, dtype):
         assert torch.equal(ask(policy), reference)
 
 
-@pytest.mark.parametrize("lora", [LoRA(), None])
+@pytest.mark.parametrize("lora", [LoRA(), DORA, None])
 def test_every_set_is_found_again_also_when_nested(model, lora):
     policy = load(model, lora=lora, sets=SETS)
     base = ask(policy).detach()
@@ -98,6 +103,7 @@ def test_no_gradient_inside_and_all_of_it_afterwards(model, lora):
         ("no", LoRA(rank=2, init="kaiming")),
         ("bf16", LoRA()),
         ("fp16", LoRA(targets=("to_q", "ff.net.2", "conv1"))),
+        ("bf16", DORA),
         ("bf16", None),
     ],
 )
@@ -173,6 +179,45 @@ def test_the_adapter_is_the_one_asked_for(model):
     assert not any(m.cast_input_dtype_enabled for m in network.modules() if hasattr(m, "cast_input_dtype_enabled"))
 
 
+def layers():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.ModuleDict({"conv": nn.Conv2d(3, 5, 3), "linear": nn.Linear(6, 7)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dora", [True, False])
+def test_the_options_are_their_formulas(dtype, dora):
+    """alpha / sqrt(rank) B A; and m V / |V| of V = W + that, a length for each output."""
+    base, adapted = layers().to(dtype).float(), layers().to(dtype)
+    weights = Weights(adapted, LoRA(rank=2, alpha=3.0, rslora=True, dora=dora, targets=("conv", "linear")))
+    shake(weights)
+    named = weights.named_parameters()
+    random = torch.Generator().manual_seed(1)
+    inputs = {"conv": torch.randn(2, 3, 4, 4, generator=random), "linear": torch.randn(2, 6, generator=random)}
+    for name, x in inputs.items():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            found = adapted[name](x).float()
+        a, b = (named[f"{name}.lora_{part}.weight"].flatten(1) for part in "AB")
+        with torch.no_grad():
+            w = base[name].weight
+            v = w.flatten(1) + 3.0 / 2**0.5 * b @ a
+            if dora:
+                v = named[f"{name}.lora_magnitude_vector.weight"].view(-1, 1) * v / v.norm(dim=1, keepdim=True)
+            w.copy_(v.view_as(w))
+        assert torch.allclose(found, base[name](x), atol=1e-5 if dtype == torch.float32 else 0.1)
+        assert ("conv.lora_magnitude_vector.weight" in named) == dora
+
+
+def test_dora_is_counted_by_the_memory_estimate(model):
+    counted = network(Path(model, "unet", "config.json").read_text(), DORA, "no")
+    policy = load(model, lora=DORA)
+    trained = sum(p.numel() for p in counted.parameters() if p.requires_grad)
+    assert trained == sum(p.numel() for p in policy.parameters())
+    rows = [p.numel() for name, p in policy.named_parameters().items() if "magnitude" in name]
+    assert len(rows) == len(policy.parameters()) / 3 and min(rows) >= 8
+
+
 def test_the_adapter_starts_the_same_in_every_process_and_precision(model):
     def start(**settings):
         torch.manual_seed(torch.seed() % 1000)  # whatever the global stream is
@@ -190,12 +235,13 @@ def test_the_adapter_starts_the_same_in_every_process_and_precision(model):
     assert gaussian.std().item() == pytest.approx(1 / 4, rel=0.05)
 
 
-def test_state_goes_round(model):
-    policy = load(model, lora=LoRA(), sets=("base", "old"))
+@pytest.mark.parametrize("lora", [LoRA(), DORA])
+def test_state_goes_round(model, lora):
+    policy = load(model, lora=lora, sets=("base", "old"))
     shake(policy)
     kept = {name: tensor.clone() for name, tensor in policy.state().items()}
     assert {name.split("/")[0] for name in kept} == {"current", "old"}
-    again = load(model, lora=LoRA(), sets=("base", "old"))
+    again = load(model, lora=lora, sets=("base", "old"))
     holders = again.parameters()
     again.load_state(kept)
     assert all(a is b for a, b in zip(holders, again.parameters(), strict=True))
@@ -259,6 +305,15 @@ def test_exchanging_seven_hundred_tensors_takes_under_a_millisecond():
 def test_settings_of_lora_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         LoRA(**settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("dropout", "there is none, for a run must not depend"), ("text_encoders", "only the denoiser is trained")],
+)
+def test_what_an_adapter_cannot_have_is_refused_with_the_reason(key, said):
+    ran = runs.call("train", "ddpo", "--model", "shapes", f"--lora.{key}", "0.1", "--dry-run")
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: --lora.{key}: {said}"), ran.err
 
 
 def test_a_target_that_matches_nothing_is_refused(model):

@@ -1,6 +1,7 @@
 """A run that is asked to stop, anywhere, and is then resumed, is the run that was never stopped: the same bits."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,21 +264,29 @@ def test_inside_an_iteration_it_takes_as_many_processes(tmp_path: Path) -> None:
         run.train(run.checkpoints.latest())
 
 
-def test_the_same_run_twice_is_the_same_bits_and_so_is_a_resumed_one_on_a_real_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [(DDPO, LoRA(rank=2)), (partial(DiffusionNFT, levels=2), LoRA(rank=2, dora=True, rslora=True))],
+    ids=["ddpo", "diffusion_nft-dora"],  # the second has old weights
+)
+def test_the_same_run_twice_is_the_same_bits_and_so_is_a_resumed_one_on_a_real_network(
+    kind: Callable[..., Any], lora: LoRA, tmp_path: Path
+) -> None:
     def redness(images: Tensor, prompts: Prompts) -> Tensor:
         return images[:, 0].mean((1, 2))
 
     folder = str(tiny.save(tmp_path / "model"))
-    algorithm = DDPO(images=4, updates=2, steps=3, guidance=2.0, iterations=2, learning_rate=1e-2)
+    algorithm = kind(images=4, per_prompt=2, updates=2, steps=3, guidance=2.0, iterations=2, learning_rate=1e-2)
+    sets = (*algorithm.sets, "ema")
     states = []
     for name in ("once", "twice", "stopped"):
-        policy = load(folder, lora=LoRA(rank=2))
-        run = run_of(tmp_path / name, algorithm, policy, reward=redness, micro=4)
+        policy = load(folder, lora=lora, sets=sets)
+        run = run_of(tmp_path / name, algorithm, policy, reward=redness, micro=4, ema=0.9)
         if name == "stopped":
             run.record.update = lambda *args, run=run, keep=run.record.update: keep(*args) or run.world.request_stop()
             assert not run.train()
-            policy = load(folder, lora=LoRA(rank=2))
-            run = run_of(tmp_path / name, algorithm, policy, reward=redness, micro=4)
+            policy = load(folder, lora=lora, sets=sets)
+            run = run_of(tmp_path / name, algorithm, policy, reward=redness, micro=4, ema=0.9)
             start = run.checkpoints.latest()
             assert start is not None and start.cursor == (0, 1) and run.train(start)
         else:
@@ -285,7 +294,10 @@ def test_the_same_run_twice_is_the_same_bits_and_so_is_a_resumed_one_on_a_real_n
         states.append({key: tensor.clone() for key, tensor in policy.state().items()})
         assert metrics(tmp_path / name) == metrics(tmp_path / "once")
     assert same(states[0], states[1]) and same(states[0], states[2])
+    assert {key.split("/")[0] for key in states[0]} == {"current", *sets} - {"base"}
     assert max(float(tensor.abs().max()) for key, tensor in states[0].items() if "lora_B" in key) > 1e-3
+    moved = [not torch.equal(states[0][f"ema{key[7:]}"], states[0][key]) for key in states[0] if key[:7] == "current"]
+    assert all(moved)  # also DoRA's lengths
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

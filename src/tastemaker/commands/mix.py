@@ -81,10 +81,11 @@ def mix(
 def _mix(loras: Sequence[tuple[str | Path, float]], output: Path, *, rank: int | None, overwrite: bool) -> Mixed:
     from tastemaker.evaluation.mixing import Lost, layers, mixed, rank_of, reduced
     from tastemaker.exports.diffusers import write_lora
+    from tastemaker.exports.loras import place
     from tastemaker.policy.lora_file import named_for_file
     from tastemaker.subjects import lora_name
 
-    file = _file(output.expanduser(), overwrite)
+    file = place(output.expanduser(), overwrite)
     component, members = _members(loras)
     adapter, lost = mixed(members), Lost(0.0, 0.0, "")
     if rank is not None:
@@ -94,37 +95,20 @@ def _mix(loras: Sequence[tuple[str | Path, float]], output: Path, *, rank: int |
     return Mixed(file, len(list(layers(adapter))), rank_of(adapter), lost)
 
 
-def _file(output: Path, overwrite: bool) -> Path:
-    """Where the mix goes; refused before any work."""
-    from tastemaker.policy.lora_file import DIFFUSERS
-
-    file = output if output.suffix == ".safetensors" else output / DIFFUSERS
-    there = next(path for path in file.absolute().parents if path.exists())
-    if file.is_dir() or not there.is_dir():
-        raise ValueError(f"--output {output}: give FILE.safetensors, or a folder for {DIFFUSERS}.")
-    if file.exists() and not overwrite:
-        raise ValueError(f"--output {output}: {file} is there already. Name another, or give --overwrite.")
-    return file
-
-
 def _members(loras: Sequence[tuple[str | Path, float]]) -> tuple[str, list[Member]]:
     """The LoRAs with their tensors, and the component that they tune."""
     from tastemaker.evaluation.mixing import Member
-    from tastemaker.subjects import adapter_of
+    from tastemaker.exports.loras import find
 
     components: dict[str, str] = {}
     models: dict[str, str] = {}
     members = []
-    for place, weight in loras:
-        word = str(place)
+    for lora, weight in loras:
+        word = str(lora)
         if word == BASE:
             members.append(Member(BASE, {}, weight))
             continue
-        file, model = _lora(word)
-        try:
-            component, adapter = adapter_of(file)
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("--lora ")) from error
+        component, adapter, model = find(word, "mix", " The untuned model is called `base` here.")
         components[component] = word
         models |= {model: word} if model else {}
         members.append(Member(word, adapter, weight))
@@ -135,19 +119,3 @@ def _members(loras: Sequence[tuple[str | Path, float]]) -> tuple[str, list[Membe
         told = ", ".join(f"{word} of {model}" for model, word in models.items())
         warnings.warn(f"the runs tuned different base models: {told}. Of which is the mix?", stacklevel=4)
     return next(iter(components), ""), members
-
-
-def _lora(word: str) -> tuple[str, str]:
-    """The LoRA file that a word names, and the base model where it is a run's."""
-    from tastemaker.folder import CONFIG
-    from tastemaker.policy.hub import INDEX
-    from tastemaker.policy.load import BUILT_IN
-    from tastemaker.subjects import of_run
-
-    home = Path(word).expanduser()
-    if (home / CONFIG).is_file():
-        run = of_run(home)
-        return str(run.need_lora("mix").file), str(run.tree["model"])
-    if word in BUILT_IN or (home / INDEX).is_file():
-        raise ValueError(f"{word} is a whole model, and a LoRA is needed. The untuned model is called `base` here.")
-    return word, ""

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tastemaker.policy.weights import MAGNITUDE
+
 Adapter = Mapping[str, Tensor]
 """`<layer>.lora_A.weight` [r, inputs, ...] and `<layer>.lora_B.weight` [outputs, r, ...], every scale inside B."""
 
@@ -59,11 +61,17 @@ def mixed(members: Sequence[Member]) -> dict[str, Tensor]:
 
     Its rank is the sum of the ranks, less in layers that not all members have; those are filled up with zeros, for not
     every loader knows ranks of single layers. Members of weight 0 are left out; where nothing is left, it is an adapter
-    of rank 1 that changes nothing. Errors: ValueError where a weight is not finite, or layers do not fit together.
+    of rank 1 that changes nothing. Errors: ValueError where a weight is not finite, layers do not fit together, or one
+    is a DoRA.
     """
     for one in members:
         if not math.isfinite(one.weight):
             raise ValueError(f"the weight of {one.name} is {one.weight:g}; a weight is a finite number.")
+        if is_dora(one.adapter):
+            raise ValueError(
+                f"{one.name} is a DoRA: it stretches the rows of whole weights too, so its change is no product of two "
+                "narrow matrices and cannot be added to another's. Needed: LoRAs trained without --lora.dora."
+            )
     if not any(one.adapter for one in members):
         raise ValueError("there is nothing but `base` to mix: name at least one LoRA.")
     summed = [one for one in members if one.adapter and one.weight]
@@ -118,6 +126,11 @@ def layers(adapter: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
         if name.endswith(A):
             layer = name.removesuffix(A)
             yield layer, a, adapter[layer + B]
+
+
+def is_dora(adapter: Adapter) -> bool:
+    """Whether it has lengths of rows beside its factors."""
+    return any(name.endswith(MAGNITUDE) for name in adapter)
 
 
 def rank_of(adapter: Adapter) -> int:

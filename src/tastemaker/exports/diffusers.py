@@ -14,6 +14,8 @@ from tastemaker.policy.policy import Exportable
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 PIPELINE = "pipeline"
+# In a file's metadata. Loaders that drop it take alpha = rank: with the factor inside the weights that is right.
+SCALE = "alpha / rank is inside lora.up; load with strength 1"
 
 
 def save(policy: Exportable, output_dir: Path) -> Path:
@@ -25,8 +27,7 @@ def save(policy: Exportable, output_dir: Path) -> Path:
     tensors = policy.lora_tensors()
     if tensors is None:
         return _save_pipeline(policy, Path(output_dir) / PIPELINE)
-    # Loaders that drop metadata would take alpha = rank: with the factor inside the weights that is right.
-    write_lora(Path(output_dir) / LORA, tensors, {"scale": "alpha / rank is inside lora.up; load with strength 1"})
+    write_lora(Path(output_dir) / LORA, tensors, {"scale": SCALE})
     return Path(output_dir) / LORA
 
 

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,9 @@ PEFT = "base_model.model."  # what peft itself puts before the names of a networ
 DIFFUSERS, PEFTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # what they call their files
 OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
 
+# For diffusers, which reads in it how kohya's files count the blocks of SDXL through. (Those of SD 1 and 2 do not.)
+SDXL = SimpleNamespace(layers_per_block=2)
+
 # How the names of a component's own layers begin.
 ROOTS = {
     "unet": ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding."),
@@ -29,7 +33,7 @@ ROOTS = {
 # What a file that is no LoRA is known by: the first pattern that a key of it matches.
 STRANGERS = (
     (r"^model\.diffusion_model\.", "a whole model: give it as --model"),
-    (r"dora_scale|lora_magnitude_vector", "a DoRA, which scales whole weights beside its low-rank part"),
+    (r"dora_scale", "a DoRA in kohya's spelling, from which diffusers takes the scales away"),
     (r"\.hada_|\.lokr_", "a LoHa or LoKr, which is another product of matrices than a LoRA"),
 )
 
@@ -37,6 +41,7 @@ STRANGERS = (
 def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     """`<layer>.lora_A.weight` and `<layer>.lora_B.weight` of one component, fp32, the file's scale baked into B.
 
+    Of a DoRA `<layer>.lora_magnitude_vector.weight` too.
     pipeline: the diffusers pipeline class whose files these are; component: "unet" or "transformer".
     Reads safetensors only. Keys of another component (a tuned text encoder) are left out with a warning.
     """
@@ -44,7 +49,7 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
 
     path = _place(Path(file).expanduser(), file)
     _refuse_strangers(path, file)
-    state, alphas, settings = _state(str(path) if path.exists() else file, file, pipeline)
+    state, alphas, settings = _state(str(path) if path.exists() else file, file, pipeline, component)
     bare = not any(key.startswith(OTHERS) for key in state)  # saved from a network alone, by diffusers or by peft
     if bare and any(key.removeprefix(PEFT).startswith(ROOTS[component]) for key in state):
         state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
@@ -63,6 +68,7 @@ def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
     own = {key: value for key, value in own.items() if not key.endswith(".alpha")}
     if not any(".lora_A." in key for key in own):
         own = convert_unet_state_dict_to_peft(own)
+    own = {f"{key}.weight" if key.endswith(".lora_magnitude_vector") else key: value for key, value in own.items()}
     told = settings or _peft_settings(path)
     scales = _Scales(by_layer, {key.removeprefix(f"{component}."): value for key, value in told.items()})
     return {key: tensor.float() * (scales.of(key, tensor) if ".lora_B." in key else 1.0) for key, tensor in own.items()}
@@ -84,14 +90,17 @@ def _place(path: Path, file: str) -> Path:
     return found[0] if found else path
 
 
-def _state(place: str, file: str, pipeline: Any) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Any]]:
+def _state(
+    place: str, file: str, pipeline: Any, component: str
+) -> tuple[dict[str, Tensor], dict[str, float], dict[str, Any]]:
     """Tensors, kohya's alphas and diffusers' settings, as far as the file has them; place: a path, or a hub id."""
     from safetensors import SafetensorError
 
     unreadable: tuple[type[BaseException], ...] = (*refusals(), SafetensorError)
+    counted = {"unet_config": SDXL} if component == "unet" else {}
     try:
         with quiet():
-            found = pipeline.lora_state_dict(place, use_safetensors=True, return_lora_metadata=True)
+            found = pipeline.lora_state_dict(place, use_safetensors=True, return_lora_metadata=True, **counted)
     except unreadable as error:
         raise ValueError(
             f"--lora {file}: no LoRA file in safetensors format could be read there ({reason(error)}). Give the "
@@ -141,10 +150,10 @@ class _Scales:
 
 
 def named_for_file(adapter: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
-    """The names of diffusers' own files of that component, which ComfyUI reads too.
+    """The names of diffusers' own files of that component; those of a transformer are what ComfyUI reads too.
 
     A UNet's `<layer>.lora.down.weight` (A) and `.lora.up.weight` (B), a transformer's `<layer>.lora_A.weight` and
-    `.lora_B.weight`, with the component in front.
+    `.lora_B.weight`, with the component in front; a DoRA's lengths have peft's name in both.
     """
     a, b = (".lora.down.", ".lora.up.") if component == "unet" else (".lora_A.", ".lora_B.")
     return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 ADAPTER = "learner"  # peft keeps adapters as attributes of modules: `train` would hide Module.train
+MAGNITUDE = ".lora_magnitude_vector.weight"  # what DoRA has in each layer beside A and B
 CURRENT = "current"
 INITS = ("gaussian", "kaiming")
 
@@ -28,18 +30,33 @@ class LoRA:
 
     B starts at zero, so the tuned model starts as the base model; A is drawn in fp32 from the seed, so that every
     process starts with the same numbers.
+
+    `rslora`, whose change does not fade as the rank grows: alpha / sqrt(rank).  Kalajdzievski 2023, arXiv:2312.03732.
+    `dora`, with V = W + (alpha / rank) B A: m V / |V| x, a length m for each output of a layer, which starts as |W| and
+    is trained too; no gradient through |V|.  Liu et al. 2024, arXiv:2402.09353.
     """
 
     rank: int = 4
     """Inner size of each adapter; 4 is the authors' of DDPO."""
     alpha: float | None = None
-    """Strength; None stands for `rank`, which makes the factor 1."""
+    """Strength; None stands for `rank`, which makes the factor 1 (with `rslora` sqrt(rank))."""
+    rslora: bool = False
+    """Rank-stabilised: the factor is alpha / sqrt(rank) in place of alpha / rank."""
+    dora: bool = False
+    """Train the length of each row of a layer's weights too (DoRA); slower, and its LoRA file cannot be mixed."""
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter."""
     init: str = "gaussian"
     """How A starts: `gaussian` (standard deviation 1 / rank) or `kaiming` (uniform within 1 / sqrt(inputs))."""
     file: str | None = None
     """A LoRA file, folder or hub id to start from; of a rank up to `rank`, in layers among `targets`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "dropout": "there is none, for a run must not depend on how its calls are cut or where it was resumed, and "
+        "dropout draws anew in every call. Leave it out; a lower lora.rank or learning_rate holds an adapter back too.",
+        "text_encoders": "only the denoiser is trained: prompts are encoded once, without a graph, and kept. Leave it "
+        "out; lora.targets may name all layers of the denoiser that read the text.",
+    }
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -53,7 +70,8 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+        alpha = float(self.rank) if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class Weights:
@@ -78,6 +96,8 @@ class Weights:
         self._named = _attach(network, lora, seed) if lora else dict(network.named_parameters())
         if lora and start:
             _begin_at(self._named, start, lora)
+        if lora and lora.dora:
+            _measure(network, self._named, start or {})
         for parameter in self._named.values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
@@ -146,7 +166,7 @@ class Weights:
                 tensor.copy_(tensors[name])
 
     def adapter(self) -> dict[str, Tensor]:
-        """The adapter by name, alpha / rank baked into B: what a loader without any metadata shows is the same."""
+        """The adapter by name, its factor baked into B: what a loader without any metadata shows is the same."""
         assert self.lora is not None
         scale = self.lora.scale
         return {n: p.detach() * scale if ".lora_B." in n else p.detach().clone() for n, p in self._named.items()}
@@ -172,7 +192,9 @@ def _attach(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Parameter
     from peft import LoraConfig, inject_adapter_in_model
 
     _check_targets(network, lora)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank * lora.scale, target_modules=list(lora.targets))
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.rank * lora.scale, target_modules=list(lora.targets), use_dora=lora.dora
+    )
     with torch.random.fork_rng(devices=[]):  # peft draws from the global stream, we do not keep what it draws
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     for layer in _adapter_layers(network):
@@ -191,6 +213,30 @@ def _attach(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Parameter
                 value.uniform_(-bound, bound, generator=generator)
         parameter.data = value.to(parameter.device)
     return named
+
+
+@torch.no_grad()
+def _measure(network: nn.Module, named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor]) -> None:
+    """DoRA's lengths in fp32, which start as those of W + (alpha / rank) B A where the file has none."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    for name, layer in network.named_modules():
+        if (key := name + MAGNITUDE) not in named:
+            continue
+        dora: Any = layer.lora_magnitude_vector[ADAPTER]
+        # peft takes them in the precision of the input: in bf16 the start would be off the base by 0.4 % a layer.
+        dora.get_weight_norm = partial(_length, dora.get_weight_norm)
+        if key not in start:
+            change = layer.get_delta_weight(ADAPTER)
+            base = dequantize_module_weight(layer.get_base_layer())
+            named[key].data = dora.get_weight_norm(weight=base, lora_weight=change, scaling=1.0)
+
+
+def _length(
+    of: Callable[..., Tensor], *, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
+) -> Tensor:
+    """peft's length of each row of a weight, in fp32."""
+    return of(weight.float(), lora_weight.float(), scaling, adapter_name=adapter_name)
 
 
 def _adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
@@ -213,6 +259,8 @@ def _check_targets(network: nn.Module, lora: LoRA) -> None:
 
 def _begin_at(named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], lora: LoRA) -> None:
     """Copy a file's adapter (scale baked into its B) in; a smaller rank fills the first rows, the rest of B is zero."""
+    if not lora.dora and any(name.endswith(MAGNITUDE) for name in start):
+        raise ValueError(f"--lora {lora.file}: it is a DoRA, which has a length for each row too. Give --lora.dora.")
     unknown = sorted(start.keys() - named.keys())
     if unknown:
         raise ValueError(
@@ -226,14 +274,12 @@ def _begin_at(named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], lo
             "or more."
         )
     for name, tensor in start.items():
-        place, is_b = named[name].data, ".lora_B." in name
-        rank, columns = tensor.shape[1 if is_b else 0], place.shape[0 if is_b else 1]
-        if rank > lora.rank or tensor.shape[0 if is_b else 1] != columns or tensor.shape[2:] != place.shape[2:]:
+        place = named[name].data
+        for part, axis in ((".lora_A.", 0), (".lora_B.", 1)):  # along which the rank runs
+            place = place.narrow(axis, 0, min(tensor.shape[axis], lora.rank)) if part in name else place
+        if tensor.shape != place.shape:
             raise ValueError(
-                f"--lora {lora.file}: {name!r} is {list(tensor.shape)}, here it is {list(place.shape)}. "
+                f"--lora {lora.file}: {name!r} is {list(tensor.shape)}, here it is {list(named[name].shape)}. "
                 "Use the model it was made for."
             )
-        if is_b:
-            place[:, :rank] = tensor.to(place) / lora.scale
-        else:
-            place[:rank] = tensor.to(place)
+        place.copy_(tensor / lora.scale if ".lora_B." in name else tensor)
