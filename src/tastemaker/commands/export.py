@@ -18,7 +18,7 @@ USAGE = """tastemaker export LORA --format kohya [--output FILE_OR_FOLDER]
                RUN/lora/FORMAT.safetensors is taken without it
   --overwrite  a file that is there
 """
-FLAGS = {"format", "output", "overwrite"}
+FLAGS = {"format", "output"}
 
 # name -> (adapter, component) -> the tensors of the file
 FORMATS = {"kohya": "tastemaker.exports.kohya:named", "diffusers": "tastemaker.policy.lora_file:named_for_file"}
@@ -30,18 +30,13 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         print(USAGE, end="")
         return 0
-    overwrite = tree.pop("overwrite", Switch.OFF)
-    if not isinstance(overwrite, Switch):
-        raise ValueError(f"--overwrite takes no value, found {overwrite!r}: write it behind the LoRA.")
-    for key in tree.keys() - FLAGS:
-        guess = f"  Did you mean `--{near}`?" if (near := suggest(key, FLAGS)) else ""
-        raise ValueError(f"--{key} is not a flag of tastemaker export.{guess}  (tastemaker export --help)")
+    flags.refuse("export", tree, values=FLAGS, switches=("overwrite",))
     if len(words) != 1:
         raise ValueError(f"export takes one LoRA, and then flags; found {' and '.join(words) or 'none'}.")
     if "format" not in tree:
         raise ValueError(f"export needs --format, one of {', '.join(FORMATS)}.")
     output = str(tree["output"]) if "output" in tree else None
-    file = export(words[0], format=str(tree["format"]), output=output, overwrite=overwrite is Switch.ON)
+    file = export(words[0], format=str(tree["format"]), output=output, overwrite=tree.get("overwrite") is Switch.ON)
     print(f"  {file}")
     return 0
 
