@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion XL with random weights, saved in the exact layout that diffusers loads; and the real configs."""
+"""A tiny Stable Diffusion XL with random weights, in the exact layout that diffusers loads; and the real configs."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ REAL = {"unet": UNET, "vae": VAE, "text_encoder": TEXT, "text_encoder_2": TEXT_2
 
 SMALLER = {
     "addition_time_embed_dim": NUMBERS,
-    "attention_head_dim": [1, 2, 2],
-    "block_out_channels": [4, 8, 8],
+    "attention_head_dim": [1, 2, 4],
+    "block_out_channels": [4, 8, 16],
     "cross_attention_dim": sum(WIDTHS),
+    "layers_per_block": 1,
     "norm_num_groups": 2,
     "projection_class_embeddings_input_dim": 6 * NUMBERS + WIDTHS[1],
     "sample_size": SIDE,

@@ -53,7 +53,9 @@ class StableDiffusionXL(UNetPolicy):
 
     def _encode_text(self, text: str) -> Encoded:
         """text [1,L,D], the last but one layer of both encoders side by side; pooled [1,P] of the second."""
-        context, _, pooled, _ = self._pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        context, _, pooled, _ = self._pipeline.encode_prompt(
+            text, device=self.device, do_classifier_free_guidance=False
+        )
         return {"text": context, "pooled": pooled}
 
 
