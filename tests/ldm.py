@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,16 +18,20 @@ from tastemaker.policy.load import quiet
 
 UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 OPEN_CLIP = "cond_stage_model.model."
+XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 
 
 def save(folder: Path, file: Path, *, open_clip: bool = False, notes: dict[str, str] | None = None) -> Path:
-    """The pipeline of the folder as one file, of 1.x or, with `open_clip`, 2.x; notes are its metadata."""
+    """The pipeline of the folder as one file, of XL, 1.x or, with `open_clip`, 2.x; notes are its metadata."""
     with quiet():
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    text = _open_clip if open_clip else _clip
+        pipeline = DiffusionPipeline.from_pretrained(folder)
     tensors = {f"{UNET}{name}": tensor for name, tensor in _unet(pipeline.unet)}
     tensors |= {f"{VAE}{name}": tensor for name, tensor in _vae(pipeline.vae)}
-    tensors |= dict(text(pipeline.text_encoder))
+    if hasattr(pipeline, "text_encoder_2"):
+        tensors |= dict(_clip(pipeline.text_encoder, XL_CLIP)) | dict(_open_clip(pipeline.text_encoder_2, XL_OPEN_CLIP))
+    else:
+        first = pipeline.text_encoder
+        tensors |= dict(_open_clip(first, OPEN_CLIP) if open_clip else _clip(first, CLIP))
     tensors |= {"alphas_cumprod": pipeline.scheduler.alphas_cumprod, "betas": pipeline.scheduler.betas}
     tensors |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file, metadata=notes)
@@ -63,6 +67,8 @@ def _unet(unet: Any) -> Iterator[tuple[str, Tensor]]:
         "out.2": unet.conv_out,
         "middle_block.1": unet.mid_block.attentions[0],
     }
+    if unet.config.addition_embed_type:
+        around |= {"label_emb.0.0": unet.add_embedding.linear_1, "label_emb.0.2": unet.add_embedding.linear_2}
     resnets = {"middle_block.0": unet.mid_block.resnets[0], "middle_block.2": unet.mid_block.resnets[1]}
     place = 1
     for block in unet.down_blocks:
@@ -120,23 +126,23 @@ def _vae(vae: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{side}.mid.attn_1.{name}", tensor[:, :, None, None] if tensor.ndim == 2 else tensor
 
 
-def _clip(encoder: Any) -> Iterator[tuple[str, Tensor]]:
+def _clip(encoder: Any, place: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in encoder.state_dict().items():
-        yield CLIP + name.removeprefix("text_model."), tensor
+        yield place + name.removeprefix("text_model."), tensor
     length = encoder.config.max_position_embeddings
-    yield f"{CLIP}embeddings.position_ids", torch.arange(length)[None]
+    yield f"{place}embeddings.position_ids", torch.arange(length)[None]
 
 
-def _open_clip(encoder: Any) -> Iterator[tuple[str, Tensor]]:
+def _open_clip(encoder: Any, place: str) -> Iterator[tuple[str, Tensor]]:
     """Attention's q, k and v in one; the projection that the text encoder of 2.x never uses is there."""
     states = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
-    yield f"{OPEN_CLIP}token_embedding.weight", states["embeddings.token_embedding.weight"]
-    yield f"{OPEN_CLIP}positional_embedding", states["embeddings.position_embedding.weight"]
-    yield f"{OPEN_CLIP}text_projection", torch.eye(encoder.config.hidden_size)
+    yield f"{place}token_embedding.weight", states["embeddings.token_embedding.weight"]
+    yield f"{place}positional_embedding", states["embeddings.position_embedding.weight"]
+    yield f"{place}text_projection", states.get("text_projection.weight", torch.eye(encoder.config.hidden_size)).T
     for end in ("weight", "bias"):
-        yield f"{OPEN_CLIP}ln_final.{end}", states[f"final_layer_norm.{end}"]
+        yield f"{place}ln_final.{end}", states[f"final_layer_norm.{end}"]
         for layer in range(encoder.config.num_hidden_layers):
-            old, new = f"encoder.layers.{layer}.", f"{OPEN_CLIP}transformer.resblocks.{layer}."
+            old, new = f"encoder.layers.{layer}.", f"{place}transformer.resblocks.{layer}."
             projections = [states[f"{old}self_attn.{which}_proj.{end}"] for which in "qkv"]
             yield f"{new}attn.in_proj_{end}", torch.cat(projections)
             yield f"{new}attn.out_proj.{end}", states[f"{old}self_attn.out_proj.{end}"]

@@ -221,11 +221,16 @@ Call = Callable[[], tuple[Tensor, ...]]
 
 
 def _crossing(unet: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
-    """A UNet that looks at the text by cross-attention."""
+    """A UNet that looks at the text by cross-attention, and may be told a summary of it and the picture's size."""
+    rows, config = shape[0], unet.config
     with torch.device("meta"):
-        x, t = torch.empty(shape), torch.zeros(shape[0])
-        text = torch.empty(shape[0], tokens, unet.config.cross_attention_dim)
-    return lambda: unet(x, t, text, return_dict=False)
+        x, t = torch.empty(shape), torch.zeros(rows)
+        text = torch.empty(rows, tokens, config.cross_attention_dim)
+        added: dict[str, Tensor] | None = None
+        if config.addition_embed_type == "text_time":
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            added = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.zeros(rows, 6)}
+    return lambda: unet(x, t, text, added_cond_kwargs=added, return_dict=False)
 
 
 def _joint(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:

@@ -60,8 +60,8 @@ ARITHMETIC = [
     ("--algorithm.steps 2000", "--algorithm.steps is 2000, this model's chains have 1 to 1000."),
     ("--fit 1MB", "--fit 1.0 MiB is not enough: at least "),
     (
-        "--resolution 18",
-        "--resolution 18 does not fit --model {model}: its sides are multiples of 4 pixels. Nearest: 16",
+        "--resolution 17",
+        "--resolution 17 does not fit --model {model}: its sides are multiples of 2 pixels. Nearest: 16",
     ),
 ]
 

@@ -81,6 +81,10 @@ def test_folders_that_are_no_pipeline_of_a_known_family(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "PaintPipeline"}))
     with pytest.raises(ValueError, match=f"is a PaintPipeline, Tastemaker knows {', '.join(FAMILIES)}"):
         load(str(tmp_path), lora=None)
+    refiner = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
+    (tmp_path / "model_index.json").write_text(json.dumps(refiner))
+    with pytest.raises(ValueError, match=f"--model {tmp_path} is a refiner: it is told an aesthetic score"):
+        load(str(tmp_path), lora=None)
 
 
 def test_old_folders_with_a_safety_checker_load_without_it_and_without_advice(tmp_path, capfd):
@@ -119,9 +123,9 @@ def test_sizes_are_pixels_of_the_picture(model):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"resolution": 18}, r"--resolution 18 .* multiples of 4 pixels. Nearest: 16 or 20"),
-        ({"resolution": 16, "height": 22}, r"--height 22 .* Nearest: 20 or 24. \(--resolution sets both"),
-        ({"width": 2}, r"--width 2 .* Nearest: 4 or 8"),
+        ({"resolution": 17}, r"--resolution 17 .* multiples of 2 pixels. Nearest: 16 or 18"),
+        ({"resolution": 16, "height": 21}, r"--height 21 .* Nearest: 20 or 22. \(--resolution sets both"),
+        ({"width": 1}, r"--width 1 .* Nearest: 2 or 4"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(model, sizes, message):

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 import ldm
 import runs
 import tiny
+import tiny_xl
 from hub_cache import publish
 from tastemaker import memory
 from tastemaker.exports.diffusers import save
 from tastemaker.policy.load import configs, find, load
-from tastemaker.policy.single_file import CONFIGS, UNET_IN, conversion
+from tastemaker.policy.single_file import CONFIGS, SAYS_V, UNET_IN, XL_CLIP, conversion
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 
@@ -54,8 +55,8 @@ def shown(policy):
         return torch.cat([x0.flatten(), policy.decode(x0).flatten()])
 
 
-def same_model(one, other):
-    for name in ("unet", "vae", "text_encoder"):
+def same_model(one, other, names=("unet", "vae", "text_encoder")):
+    for name in names:
         mine, theirs = (getattr(policy.pipeline(), name).state_dict() for policy in (one, other))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
     return torch.equal(shown(one), shown(other))
@@ -90,6 +91,21 @@ def test_a_file_of_2x_that_does_not_say_what_it_predicts_is_asked_about(v_model,
     with pytest.raises(ValueError, match=said):
         load(str(file), lora=None)
     lay_beside(file, v_model)
+    assert load(str(file), lora=None).pipeline().scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_file_of_xl_is_its_folder_bit_for_bit(cache, tmp_path):
+    """Two text encoders; one tuned to predict v says it by a tensor."""
+    folder = tiny_xl.save(tmp_path / "model")
+    file = ldm.save(folder, tmp_path / "xl.safetensors")
+    with pytest.raises(
+        ValueError, match="is a Stable Diffusion XL file: .*\n.* --include 'tokenizer_2/\\*' --local-dir"
+    ):
+        load(str(file), lora=None)
+    publish(cache, "stabilityai/stable-diffusion-xl-base-1.0", folder, only="**/*.json")
+    policy = load(str(file), lora=LoRA())
+    assert same_model(policy, load(str(folder), lora=LoRA()), ("unet", "vae", "text_encoder", "text_encoder_2"))
+    save_file(load_file(file) | {SAYS_V: torch.zeros(0)}, file)
     assert load(str(file), lora=None).pipeline().scheduler.config.prediction_type == "v_prediction"
 
 
@@ -209,7 +225,9 @@ LDM = (UNET_IN, "model.diffusion_model.out.2.weight")
         (tensors("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"), "a LoRA file: give it as --lora"),
         (tensors("unet.mid_block.attentions.0.to_q.lora.down.weight"), "a LoRA file: give it as --lora"),
         (tensors("unet.mid_block.attentions.0.to_q.lora_A.weight"), "a LoRA file: give it as --lora"),
-        (tensors("conditioner.embedders.1.model.ln_final.bias", *LDM), "an SDXL model"),
+        (tensors("conditioner.embedders.0.model.ln_final.bias", *LDM), "an SDXL refiner"),
+        (tensors("edm_vpred.sigma_max", *LDM), "a model over EDM's noise levels"),
+        (tensors(XL_CLIP, *LDM), "holds a UNet without its text encoder and VAE"),
         (tensors("model.diffusion_model.joint_blocks.0.x_block.attn.proj.bias"), "a Stable Diffusion 3 model"),
         (tensors("double_blocks.0.img_attn.proj.bias"), "a FLUX model"),
         (tensors("control_model.input_blocks.0.0.weight"), "a ControlNet"),

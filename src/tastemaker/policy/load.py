@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion",
+    "StableDiffusionXLPipeline": "tastemaker.policy.sdxl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "tastemaker.policy.sd3:StableDiffusion3",
 }
 """By `_class_name` of the folder's model_index.json."""
@@ -159,6 +160,11 @@ def quiet() -> Iterator[None]:
 def family_name(files: Files) -> str:
     """The class of its pipeline. Errors: ValueError if it is none of `FAMILIES`."""
     name = files.contents.get("_class_name")
+    if files.contents.get("requires_aesthetics_score"):
+        raise ValueError(
+            f"--model {files.model} is a refiner: it is told an aesthetic score, and goes on from pictures of another "
+            "model. Give that one, as stabilityai/stable-diffusion-xl-base-1.0."
+        )
     if name not in FAMILIES:
         raise ValueError(f"--model {files.model} is a {name}, Tastemaker knows {', '.join(FAMILIES)}.")
     return str(name)

