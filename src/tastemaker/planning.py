@@ -16,6 +16,7 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.config import Resolved
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.plan import Plan
+from tastemaker.policy.facts import Guiding
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import PromptSource
@@ -31,7 +32,14 @@ CALL_ROWS = 64  # items of one network call where nothing else limits them
 GRAPHS = 320  # network calls of single items whose graphs are held at once, likewise
 
 
-def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: int, limit: int | None = None) -> Plan:
+def solve(
+    algorithm: Algorithm,
+    run: RunSettings,
+    schedule: Schedule,
+    devices: int,
+    limit: int | None = None,
+    guiding_rows: int = 2,
+) -> Plan:
     """The plan of a run on so many devices; `limit` is what memory allows of items a call.
 
     micro_batch, if open: of all sizes up to the limit, the one that wastes the fewest rows on repeats.
@@ -58,6 +66,7 @@ def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: i
         sampling_batch=run.plan.sampling_batch or (max(micro, min(CALL_ROWS, share)) if wide else micro),
         devices=devices,
         learning_guidance=algorithm.learning_guidance,
+        guiding_rows=guiding_rows,
         drawn=calls.drawn,
         learned=calls.learned,
         queries=calls.queries,
@@ -113,6 +122,15 @@ def trial_of(run: RunSettings, algorithm: Any, judged: PromptSource, batch: int)
     own = judged_by(run) is None or judged_by(run) == TRAIN
     name = getattr(judged, "name", "prompts") + (" (the training prompts)" if own else "")
     return trial, name, asked.sampler if isinstance(asked.sampler, str) else repr(sampler)
+
+
+def refuse_guidance(resolved: Resolved, guiding: Guiding, dashes: str) -> None:
+    """Refuses guidance, and a negative prompt, that the model has no use for."""
+    run = resolved.run
+    asked = {f"{dashes}algorithm.guidance": resolved.algorithm.guidance}
+    if run.evaluation.guidance is not None:
+        asked[f"{dashes}evaluation.guidance"] = run.evaluation.guidance
+    guiding.check(str(run.model), asked, {f"{dashes}negative_prompt": run.negative_prompt})
 
 
 def refuse_idle(resolved: Resolved, home: Path | None, dashes: str) -> None:

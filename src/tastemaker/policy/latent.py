@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tastemaker.policy import pipelines
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
+from tastemaker.policy.facts import own_sides
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import Request, half, quiet
 from tastemaker.policy.lora_file import named_for_file, read
@@ -122,26 +123,28 @@ class LatentPolicy(ABC):
     def predict(
         self, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float | Tensor
     ) -> Prediction:
+        if isinstance(i, Tensor):
+            i = i.to(self.device)
+        t = schedule.t[i].expand(len(x))
+        output = self._guided(x, t, conditioning, guidance)
+        alpha, sigma = schedule.at(i, x)
+        return self._prediction(output, x, alpha, sigma)
+
+    def _guided(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | Tensor) -> Tensor:
         """uncond + guidance (cond - uncond), both rows in one call; a number <= 1 is the prompt alone, one row each.
 
         A tensor of guidances [B] always costs two rows (looking inside would wait for the device); there too, values
         below 1 count as 1.
         """
-        if isinstance(i, Tensor):
-            i = i.to(self.device)
-        t = schedule.t[i].expand(len(x))
         texts = [conditioning.positive_rows(name) for name in self.reads]
-        if isinstance(guidance, Tensor) or guidance > 1.0:
-            negative = [conditioning.negative_rows(name) for name in self.reads]
-            both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
-            away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-            if isinstance(guidance, Tensor):
-                guidance = guidance.to(away).clamp(min=1.0).view(-1, 1, 1, 1)
-            output = away + guidance * (toward - away)
-        else:
-            output = self._network(x, t, texts)
-        alpha, sigma = schedule.at(i, x)
-        return self._prediction(output, x, alpha, sigma)
+        if not isinstance(guidance, Tensor) and guidance <= 1.0:
+            return self._network(x, t, texts)
+        negative = [conditioning.negative_rows(name) for name in self.reads]
+        both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
+        away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        if isinstance(guidance, Tensor):
+            guidance = guidance.to(away).clamp(min=1.0).view(-1, 1, 1, 1)
+        return away + guidance * (toward - away)
 
     def _network(self, x: Tensor, t: Tensor, texts: Sequence[Tensor]) -> Tensor:
         """One call: [B,C,h,w], fp32 whatever the network computes in."""
@@ -268,9 +271,7 @@ def sized(request: Request, network: Any, vae: Any, *, multiple: int, most: int 
     Errors: ValueError that names the flag and the nearest sides.
     """
     factor = vae_factor(vae)
-    default = network.config.sample_size
-    sides = default if isinstance(default, Sequence) else (default, default)
-    found = []
+    sides, found = own_sides(network.config), []
     size, step = request.size, multiple * factor
     for flag, asked, side in zip(("height", "width"), (size.height, size.width), sides, strict=True):
         pixels = asked or size.resolution or side * factor
@@ -285,4 +286,4 @@ def sized(request: Request, network: Any, vae: Any, *, multiple: int, most: int 
                 "(--resolution sets both --height and --width.)"
             )
         found.append(pixels // factor)
-    return network.config.in_channels, found[0], found[1]
+    return vae.config.latent_channels, found[0], found[1]

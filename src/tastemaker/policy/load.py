@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion",
     "StableDiffusion3Pipeline": "tastemaker.policy.sd3:StableDiffusion3",
+    "FluxPipeline": "tastemaker.policy.flux:Flux",
 }
 """By `_class_name` of the folder's model_index.json."""
 
