@@ -28,7 +28,11 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 
 
 def save(
-    folder: Path, kind: str = "dev", *, scheduler: dict[str, Any] | None = None, transformer: dict[str, Any] | None = None
+    folder: Path,
+    kind: str = "dev",
+    *,
+    scheduler: dict[str, Any] | None = None,
+    transformer: dict[str, Any] | None = None,
 ) -> Path:
     """Write the pipeline and return its folder; kind: dev or schnell; the others are laid over their configs."""
     with torch.random.fork_rng(devices=[]), quiet():

@@ -32,14 +32,7 @@ CALL_ROWS = 64  # items of one network call where nothing else limits them
 GRAPHS = 320  # network calls of single items whose graphs are held at once, likewise
 
 
-def solve(
-    algorithm: Algorithm,
-    run: RunSettings,
-    schedule: Schedule,
-    devices: int,
-    limit: int | None = None,
-    guiding_rows: int = 2,
-) -> Plan:
+def solve(algorithm: Algorithm, run: RunSettings, schedule: Schedule, devices: int, limit: int | None = None) -> Plan:
     """The plan of a run on so many devices; `limit` is what memory allows of items a call.
 
     micro_batch, if open: of all sizes up to the limit, the one that wastes the fewest rows on repeats.
@@ -66,7 +59,6 @@ def solve(
         sampling_batch=run.plan.sampling_batch or (max(micro, min(CALL_ROWS, share)) if wide else micro),
         devices=devices,
         learning_guidance=algorithm.learning_guidance,
-        guiding_rows=guiding_rows,
         drawn=calls.drawn,
         learned=calls.learned,
         queries=calls.queries,

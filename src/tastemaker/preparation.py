@@ -116,8 +116,8 @@ def _solved(
     policy = load_policy(fitted, device, resolved.algorithm.sets)
     with naming():
         schedule = policy.schedule(resolved.algorithm.steps)
-        plan = planning.solve(resolved.algorithm, fitted, schedule, devices, limit, guiding_rows)
-        return fitted, words, policy, plan
+        plan = planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
+        return fitted, words, policy, replace(plan, guiding_rows=guiding_rows)
 
 
 def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:

@@ -56,16 +56,13 @@ class Flux(LatentPolicy):
         self._guiding.check(self._files.model, {}, {"negative": negative})
         return super().encode(prompts)
 
-    def _guided(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | Tensor) -> Tensor:
-        """One row each: what is told of guidance goes into the network."""
-        texts = [conditioning.positive_rows(name) for name in self.reads]
+    def _told(self, guidance: float | Tensor, t: Tensor) -> list[Tensor]:
         if self._denoiser.config.guidance_embeds:
-            texts.append(torch.as_tensor(guidance, dtype=t.dtype, device=t.device).expand(len(x)))
-        elif isinstance(guidance, Tensor):
-            raise ValueError(f"--model {self._files.model} takes no guidance, found one a row: give the number 1.")
-        else:
-            self._guiding.check(self._files.model, {"guidance": guidance}, {})
-        return self._network(x, t, texts)
+            return [torch.as_tensor(guidance, dtype=t.dtype, device=t.device).expand(t.shape)]
+        if isinstance(guidance, Tensor):
+            raise ValueError(f"--model {self._files.model} takes no guidance, found one for each row: give 1.")
+        self._guiding.check(self._files.model, {"guidance": guidance}, {})
+        return []
 
     def _call(self, x: Tensor, t: Tensor, *texts: Tensor) -> Tensor:
         text, pooled, *strength = texts

@@ -106,6 +106,10 @@ class LatentPolicy(ABC):
     def _longest(self) -> tuple[Any, int]:
         """The tokenizer that reads furthest into a text, and how many tokens that is."""
 
+    def _told(self, guidance: float | Tensor, t: Tensor) -> list[Tensor] | None:
+        """What a distilled network is told of guidance, after the texts; None where a second row guides."""
+        return None
+
     # ---- the chain
 
     def schedule(self, steps: int) -> Schedule:
@@ -123,28 +127,28 @@ class LatentPolicy(ABC):
     def predict(
         self, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float | Tensor
     ) -> Prediction:
-        if isinstance(i, Tensor):
-            i = i.to(self.device)
-        t = schedule.t[i].expand(len(x))
-        output = self._guided(x, t, conditioning, guidance)
-        alpha, sigma = schedule.at(i, x)
-        return self._prediction(output, x, alpha, sigma)
-
-    def _guided(self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | Tensor) -> Tensor:
         """uncond + guidance (cond - uncond), both rows in one call; a number <= 1 is the prompt alone, one row each.
 
         A tensor of guidances [B] always costs two rows (looking inside would wait for the device); there too, values
-        below 1 count as 1.
+        below 1 count as 1. A distilled network is told instead, in one row.
         """
+        if isinstance(i, Tensor):
+            i = i.to(self.device)
+        t = schedule.t[i].expand(len(x))
         texts = [conditioning.positive_rows(name) for name in self.reads]
-        if not isinstance(guidance, Tensor) and guidance <= 1.0:
-            return self._network(x, t, texts)
-        negative = [conditioning.negative_rows(name) for name in self.reads]
-        both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
-        away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        if isinstance(guidance, Tensor):
-            guidance = guidance.to(away).clamp(min=1.0).view(-1, 1, 1, 1)
-        return away + guidance * (toward - away)
+        if (told := self._told(guidance, t)) is not None:
+            output = self._network(x, t, [*texts, *told])
+        elif isinstance(guidance, Tensor) or guidance > 1.0:
+            negative = [conditioning.negative_rows(name) for name in self.reads]
+            both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
+            away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            if isinstance(guidance, Tensor):
+                guidance = guidance.to(away).clamp(min=1.0).view(-1, 1, 1, 1)
+            output = away + guidance * (toward - away)
+        else:
+            output = self._network(x, t, texts)
+        alpha, sigma = schedule.at(i, x)
+        return self._prediction(output, x, alpha, sigma)
 
     def _network(self, x: Tensor, t: Tensor, texts: Sequence[Tensor]) -> Tensor:
         """One call: [B,C,h,w], fp32 whatever the network computes in."""
