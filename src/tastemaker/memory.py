@@ -133,7 +133,7 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
     model = _configs(setup)
     denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
     trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
-    frozen = sum(p.nbytes for p in denoiser.parameters() if not p.requires_grad)
+    frozen = sum(one.nbytes for one in (*denoiser.parameters(), *denoiser.buffers()) if not one.requires_grad)
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
