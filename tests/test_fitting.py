@@ -55,7 +55,7 @@ def test_enough_free_memory_limits_the_calls_and_changes_nothing_else(monkeypatc
 def test_graphs_count_whether_or_not_the_reward_is_differentiated(name: str) -> None:
     """As the algorithm says with no model there; the decoder's gradient is another matter."""
     asked = resolved(name)
-    algorithm, setup = asked.algorithm, fitting._setup(asked, asked.run, 1)
+    algorithm, setup = asked.algorithm, fitting._setup(asked, asked.run, 1, 2)
     assert setup.depth == algorithm.calls(range(4)).depth >= 1
     assert setup.differentiates == algorithm.differentiates
 

@@ -261,8 +261,8 @@ def test_the_search_finds_what_trying_all_would(steps: list[int], budget: int, s
 def test_configs_that_are_missing_or_of_another_kind(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--model {tmp_path}: .* has no unet/config.json"):
         estimate(Setup(tmp_path, None))
-    with pytest.raises(ValueError, match="what a FluxTransformer2DModel needs of memory is not known"):
-        estimate(Setup({"unet": UNET | {"_class_name": "FluxTransformer2DModel"}, "vae": VAE}, None))
+    with pytest.raises(ValueError, match="what a PaintTransformer needs of memory is not known"):
+        estimate(Setup({"unet": UNET | {"_class_name": "PaintTransformer"}, "vae": VAE}, None))
 
 
 def test_of_a_hub_id_only_the_configs_are_fetched(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,18 +42,18 @@ def save(
     """Write the pipeline and return its folder; `scheduler` and `transformer` are laid over their configs."""
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        words = _clip_words()
-        first, second = (_clip(words, width) for width in WIDTHS)
+        words = clip_words()
+        first, second = (clip(CLIPTextModelWithProjection, words, width) for width in WIDTHS)
         pipeline = StableDiffusion3Pipeline(
             transformer=_transformer(transformer or {}),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | (scheduler or {}))),
-            vae=_vae(),
+            vae=vae(),
             text_encoder=first,
             tokenizer=words,
             text_encoder_2=second,
             tokenizer_2=words,
-            text_encoder_3=_t5() if t5 else None,
-            tokenizer_3=_t5_words() if t5 else None,
+            text_encoder_3=t5_encoder() if t5 else None,
+            tokenizer_3=t5_words() if t5 else None,
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
@@ -77,7 +77,7 @@ def _transformer(config: dict[str, Any]) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(**(settings | config))
 
 
-def _vae() -> AutoencoderKL:
+def vae() -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -94,15 +94,16 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _clip_words() -> CLIPTokenizer:
+def clip_words() -> CLIPTokenizer:
     """One token a letter or digit: prompts longer than 10 of them are cut off."""
     characters = string.ascii_lowercase + string.digits
     tokens = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={t: n for n, t in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
 
 
-def _clip(words: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
+def clip(kind: Any, words: CLIPTokenizer, width: int) -> Any:
+    """A text encoder of that class of transformers."""
+    return kind(
         CLIPTextConfig(
             vocab_size=len(words),
             hidden_size=width,
@@ -118,13 +119,13 @@ def _clip(words: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
     )
 
 
-def _t5_words() -> T5Tokenizer:
+def t5_words() -> T5Tokenizer:
     """One token a letter."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
     return T5Tokenizer(vocab=[(piece, -1.0 * k) for k, piece in enumerate(pieces)], extra_ids=0)
 
 
-def _t5() -> T5EncoderModel:
+def t5_encoder() -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
             vocab_size=32, d_model=JOINT, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"

@@ -18,7 +18,9 @@ FREE = 0.9  # share of a GPU's free memory that is planned with where no --fit i
 SWITCHES = ("gradient_checkpointing", "vae_slicing")
 
 
-def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int | None, list[str]]:
+def within(
+    resolved: Resolved, device: torch.device, guiding_rows: int = 2
+) -> tuple[RunSettings, int | None, list[str]]:
     """The settings with what `--fit` chose, the most items of a call, and both in words.
 
     Without `--fit` a CUDA device's free memory limits the items of a call, and nothing else is changed.
@@ -27,7 +29,8 @@ def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int |
     if run.fit_bytes is None and (not cuda or run.plan.micro_batch is not None):
         return run, None, []
     most = min(CALL_ROWS, resolved.algorithm.images * resolved.algorithm.steps)
-    setup = _setup(resolved, run, run.plan.micro_batch or 1)
+    guided = guiding_rows if resolved.algorithm.guidance > 1 else 1
+    setup = _setup(resolved, run, run.plan.micro_batch or 1, guided)
     if run.fit_bytes is None:
         return run, _free(setup, most, device), []
     found = memory.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
@@ -71,12 +74,12 @@ def _stated(resolved: Resolved) -> set[str]:
 def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device) -> list[tuple[str, str, str]]:
     """Rows (what, amount, when and why) for the terminal; on a CPU, where nothing runs out soon, only their sum."""
     cuda = device.type == "cuda"
-    setup = replace(_setup(resolved, run, plan.micro_batch), sampling_batch=plan.sampling_batch)
+    setup = replace(_setup(resolved, run, plan.micro_batch, plan.guided), sampling_batch=plan.sampling_batch)
     rows = memory.estimate(setup, cuda=cuda).table()
     return rows if cuda or run.fit is not None or run.dry_run else rows[-1:]
 
 
-def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Setup:
+def _setup(resolved: Resolved, run: RunSettings, micro_batch: int, guided: int) -> memory.Setup:
     assert run.model is not None
     sets, algorithm = resolved.algorithm.sets, resolved.algorithm
     return memory.Setup(
@@ -86,7 +89,7 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Set
         mixed_precision=run.mixed_precision,
         height=run.height or run.resolution,
         width=run.width or run.resolution,
-        guided=2 if resolved.algorithm.guidance > 1 else 1,
+        guided=guided,
         micro_batch=micro_batch,
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,

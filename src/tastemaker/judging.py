@@ -112,6 +112,9 @@ def compared(
     named_ = of_words(words, flags)
     subjects = variants(named_, flags)
     bench = _bench(named_[0], flags, judges, prompts)
+    for one in subjects:
+        asked = {"--evaluation.guidance": bench.trial.guidance}, {"--negative_prompt": bench.trial.negative}
+        one.check_guidance(*asked)
     shelf = Shelf(output)
     judging = Judging(bench, flags, shelf)
     found: list[tuple[Subject, Row]] = []

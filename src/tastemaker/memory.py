@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_tokens, text_weights
+from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
+from tastemaker.policy.facts import own_sides, text_tokens
 from tastemaker.policy.load import configs, elsewhere
 from tastemaker.policy.weights import LoRA
 
@@ -132,7 +133,7 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
     model = _configs(setup)
     denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
     trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
-    frozen = sum(p.nbytes for p in denoiser.parameters() if not p.requires_grad)
+    frozen = sum(one.nbytes for one in (*denoiser.parameters(), *denoiser.buffers()) if not one.requires_grad)
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
@@ -218,7 +219,7 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     at_once = 1 if setup.vae_slicing else min(pictures, max(1, DECODE_PIXELS // pixels))
     rows = setup.micro_batch * setup.guided
     read = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
-    tokens = read + text_tokens(_denoiser(model), "text_encoder_3" in model)
+    tokens = text_tokens(json.loads(_denoiser(model)), read, "text_encoder_3" in model)
 
     def calling(rows: int, checkpointing: bool, grad: bool) -> Cost:
         key = (_denoiser(model), setup.lora, setup.mixed_precision)
@@ -290,11 +291,9 @@ def _factor(vae: str) -> int:
 
 
 def _latent_shape(setup: Setup, model: Mapping[str, str]) -> tuple[int, int, int]:
-    denoiser, factor = json.loads(_denoiser(model)), _factor(model["vae"])
-    own = denoiser["sample_size"]
-    height, width = own if isinstance(own, list) else (own, own)
+    factor, (height, width) = _factor(model["vae"]), own_sides(json.loads(_denoiser(model)))
     return (
-        denoiser["in_channels"],
+        json.loads(model["vae"]).get("latent_channels", 4),
         setup.height // factor if setup.height else height,
         setup.width // factor if setup.width else width,
     )

@@ -26,7 +26,7 @@ from tastemaker.policy.weights import LoRA, Weights
 # Autocast on CUDA computes the first in half precision and the others in fp32; all else takes what it gets. (Of torch's
 # lists, the functions that denoisers and VAEs are made of.)
 LOWER = ("linear", "conv2d", "scaled_dot_product_attention")
-UPPER = ("group_norm", "layer_norm")
+UPPER = ("group_norm", "layer_norm", "rms_norm")
 
 
 class Cost(NamedTuple):
@@ -242,19 +242,25 @@ def _joint(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> C
     return lambda: transformer(x, text, pooled, t, return_dict=False)
 
 
+def _patches(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
+    """The same over patches of 2x2 latents with their places, and perhaps with a number for guidance."""
+    rows, _, height, width = shape
+    config, patches = transformer.config, height * width // 4
+    with torch.device("meta"):
+        x, t = torch.empty(rows, patches, config.in_channels), torch.zeros(rows)
+        text, pooled = (
+            torch.empty(rows, tokens, config.joint_attention_dim),
+            torch.empty(rows, config.pooled_projection_dim),
+        )
+        places = torch.zeros(patches, 3), torch.zeros(tokens, 3)
+    return lambda: transformer(x, text, pooled, t, *places, t if config.guidance_embeds else None, return_dict=False)
+
+
 CALLS: dict[str, Callable[[Any, tuple[int, int, int, int], int], Call]] = {
     "UNet2DConditionModel": _crossing,
     "SD3Transformer2DModel": _joint,
+    "FluxTransformer2DModel": _patches,
 }
-
-
-def text_tokens(config: str, t5: bool) -> int:
-    """Tokens that a denoiser reads beside those of CLIP: T5's, or the one that stands for them."""
-    if json.loads(config).get("_class_name") != "SD3Transformer2DModel":
-        return 0
-    from tastemaker.policy.padding import PADDING
-
-    return PADDING if t5 else 1
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ class Plan:
     images, per_prompt, updates, inner_epochs, steps and guidance are the algorithm's; micro_batch (items in one
     training call), sampling_batch (pictures in one sampling call) and devices are the machine's.
     items: what one picture gives the loss in one epoch, for ratio algorithms its random steps.
+    guiding_rows: network rows behind one guided prediction; the model says how many.
     drawn, learned: network calls, guidance aside, of a picture without a graph (all steps where nothing else is said),
     and of an item with one; on average. queries: how often a picture is judged.
     """
@@ -32,6 +33,7 @@ class Plan:
     sampling_batch: int
     devices: int = 1
     learning_guidance: float | None = None
+    guiding_rows: int = 2
     drawn: float | None = None
     learned: float = 1.0
     queries: int = 1
@@ -77,14 +79,14 @@ class Plan:
 
     @property
     def guided(self) -> int:
-        """Network rows behind one prediction: 2 with guidance, 1 without."""
-        return 2 if self.guidance > 1 else 1
+        """Network rows behind one prediction: 2 with classifier-free guidance, 1 without."""
+        return self.guiding_rows if self.guidance > 1 else 1
 
     @property
     def learning_guided(self) -> int:
         """The same where it is learned from."""
         guidance = self.guidance if self.learning_guidance is None else self.learning_guidance
-        return 2 if guidance > 1 else 1
+        return self.guiding_rows if guidance > 1 else 1
 
     @property
     def sampling_rows(self) -> int:

@@ -16,6 +16,7 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.config import Resolved
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.plan import Plan
+from tastemaker.policy.facts import Guiding
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import PromptSource
@@ -113,6 +114,15 @@ def trial_of(run: RunSettings, algorithm: Any, judged: PromptSource, batch: int)
     own = judged_by(run) is None or judged_by(run) == TRAIN
     name = getattr(judged, "name", "prompts") + (" (the training prompts)" if own else "")
     return trial, name, asked.sampler if isinstance(asked.sampler, str) else repr(sampler)
+
+
+def refuse_guidance(resolved: Resolved, guiding: Guiding, dashes: str) -> None:
+    """Refuses guidance, and a negative prompt, that the model has no use for."""
+    run = resolved.run
+    asked = {f"{dashes}algorithm.guidance": resolved.algorithm.guidance}
+    if run.evaluation.guidance is not None:
+        asked[f"{dashes}evaluation.guidance"] = run.evaluation.guidance
+    guiding.check(str(run.model), asked, {f"{dashes}negative_prompt": run.negative_prompt})
 
 
 def refuse_idle(resolved: Resolved, home: Path | None, dashes: str) -> None:

@@ -17,6 +17,7 @@ from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.exports import hub
 from tastemaker.plan import Plan
+from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.load import BUILT_IN, load
 from tastemaker.policy.load import folder as model_folder
 from tastemaker.policy.policy import Exportable
@@ -87,10 +88,12 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
     chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
+    guiding = guiding_of(str(run.model), run.revision, run.variant)
+    planning.refuse_guidance(resolved, guiding, dashes)
     _refuse(resolved, home, output, dashes)
     if not run.dry_run:
         load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
-    fitted, words, policy, plan = _solved(resolved, naming, device, world.size)
+    fitted, words, policy, plan = _solved(resolved, naming, device, world.size, guiding.rows)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
@@ -101,15 +104,20 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
 
 
 def _solved(
-    resolved: config.Resolved, naming: Callable[[], AbstractContextManager[None]], device: torch.device, devices: int
+    resolved: config.Resolved,
+    naming: Callable[[], AbstractContextManager[None]],
+    device: torch.device,
+    devices: int,
+    guiding_rows: int,
 ) -> tuple[RunSettings, list[str], Exportable, Plan]:
     """The settings that fit the memory, what is to be said of it, the model, and the plan."""
     with naming():
-        fitted, limit, words = fitting.within(resolved, device)
+        fitted, limit, words = fitting.within(resolved, device, guiding_rows)
     policy = load_policy(fitted, device, resolved.algorithm.sets)
     with naming():
         schedule = policy.schedule(resolved.algorithm.steps)
-        return fitted, words, policy, planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
+        plan = planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
+        return fitted, words, policy, replace(plan, guiding_rows=guiding_rows)
 
 
 def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:

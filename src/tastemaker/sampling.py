@@ -43,6 +43,7 @@ def sample(flags: Mapping[str, Any]) -> list[Path]:
     )
     if "negative_prompt" in flags and trial.guidance <= 1:
         raise ValueError(f"--negative_prompt has no effect at --guidance {trial.guidance}, which is none.")
+    subject.check_guidance({"--guidance": trial.guidance}, {"--negative_prompt": trial.negative})
     policy = policy_of(subject, flags)
     return _draw(policy, trial, _made(Path(str(flags.get("output_dir", "samples"))).expanduser()))
 

@@ -16,6 +16,7 @@ from tastemaker.evaluation.guidance import Annealed, Rule
 from tastemaker.evaluation.mixing import Adapter, Member, is_dora, layers, mixed, rank_of
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
+from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
 from tastemaker.policy.load import folder as model_folder
@@ -81,6 +82,11 @@ class Subject:
         model = str(self.tree["model"])
         name = model if model in BUILT_IN else Path(model).name
         return Subject(name, self.tree, self.file)
+
+    def check_guidance(self, guidance: Mapping[str, float], negative: Mapping[str, str]) -> None:
+        """Errors: ValueError for guidance, by the name of its setting, that the model has no use for."""
+        model, revision, variant = (self.tree.get(key) for key in ("model", "revision", "variant"))
+        guiding_of(str(model), revision, variant).check(str(model), guidance, negative)
 
     def need_lora(self, flag: str) -> LoRA:
         """Its LoRA. Errors: ValueError, naming the flag that needs one, where it tuned the whole network."""
@@ -169,7 +175,8 @@ def of_model(model: str) -> Subject:
     """A bare model with the defaults that it brings."""
     home = model_folder(model)
     defaults = config.model_defaults(home).get("defaults", {}) if home else {}
-    shared = {key: defaults[key] for key in config.SHARED if key in defaults}
+    usual = {"guidance": guiding_of(model).usual}
+    shared = {key: value for key, value in {**usual, **defaults}.items() if key in config.SHARED and value is not None}
     return Subject(model if model in BUILT_IN else Path(model).name, {**defaults, "model": model, "algorithm": shared})
 
 

@@ -230,9 +230,9 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_half_written_model_is_named(tmp_path: Path) -> None:
     model, output = tmp_path / "model", tmp_path / "run"
     model.mkdir()
-    (model / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (model / "model_index.json").write_text('{"_class_name": "PaintPipeline"}')
     message = refused(runs.words(output, "--model", str(model)), output)
-    assert message.startswith(f"--model {model} is a FluxPipeline, Tastemaker knows ")
+    assert message.startswith(f"--model {model} is a PaintPipeline, Tastemaker knows ")
     (model / "tastemaker.json").write_text('{"defaults": {"stepps": 3}}')
     assert refused(runs.words(output, "--model", str(model)), output).startswith("tastemaker.json: defaults.stepps is")
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import family_runs
 import runs
 import tastemaker as tm
 import tiny_flow
+from tastemaker import metering
 from tastemaker.exports.diffusers import LORA, save
 from tastemaker.memory import Setup, estimate, fit
 from tastemaker.policy import pipelines, single_file
@@ -103,16 +105,60 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, 
     assert (wanted - x).abs().max() > 0.1
 
 
-def test_a_second_attention_reads_the_picture_alone(tmp_path: Path) -> None:
-    """As in 3.5 medium."""
-    folder = tiny_flow.save(tmp_path, transformer={"dual_attention_layers": (0,)})
-    policy = stirred(load(str(folder), lora=LoRA()))
-    assert "transformer_blocks.0.attn2.to_q.lora_A.weight" in policy.named_parameters()
-    pipeline, x = plain(folder), noise(policy)
+# 3.5 as published, and what a tiny one of the same structure has of it.
+MEDIUM_35: dict[str, Any] = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+MEDIUM_35 |= {"dual_attention_layers": list(range(13)), "pos_embed_max_size": 384, "qk_norm": "rms_norm"}
+LARGE_35: dict[str, Any] = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432}
+LARGE_35 |= {"dual_attention_layers": [], "pos_embed_max_size": 192, "qk_norm": "rms_norm"}
+TINY_35 = {
+    "medium": {"num_layers": 3, "dual_attention_layers": (0, 1), "pos_embed_max_size": 12},
+    "large": {"num_layers": 3, "dual_attention_layers": ()},
+}
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny models of 3.5, with T5."""
+    home = tmp_path_factory.mktemp("sd35")
+    return {size: str(tiny_flow.save(home / size, t5=True, transformer=found)) for size, found in TINY_35.items()}
+
+
+@pytest.mark.parametrize(("size", "real"), [("medium", MEDIUM_35), ("large", LARGE_35)])
+def test_models_of_3_5(size: str, real: dict[str, Any], newer: dict[str, str], tmp_path: Path) -> None:
+    """Their keys are those of the real one, and base and tuned model draw as the pipeline does."""
+    policy = stirred(load(newer[size], lora=LoRA(), height=20, width=12))
+    pipeline, x = plain(newer[size]), noise(policy)
+    few = {"num_layers": 3, "dual_attention_layers": real["dual_attention_layers"][:2]}
+    with torch.device("meta"), quiet():
+        wanted = SD3Transformer2DModel.from_config(MEDIUM | real | few).state_dict()
+    assert {k: v.ndim for k, v in pipeline.transformer.state_dict().items()} == {k: v.ndim for k, v in wanted.items()}
+    second = "transformer_blocks.0.attn2.to_q.lora_A.weight" in policy.named_parameters()
+    assert second == (size == "medium")
     with policy.using("base"):
         assert (ours(policy, x, 3, 3.0) - theirs(pipeline, x, 3, 3.0)).abs().max() < 1e-5
     with quiet():
         pipeline.load_lora_weights(save(policy, tmp_path / "out").parent)
+    assert (ours(policy, x, 3, 3.0) - theirs(pipeline, x, 3, 3.0)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", family_runs.ALGORITHMS)
+def test_every_kind_of_algorithm_trains_3_5(name: str, newer: dict[str, str], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"guidance": 2.0, "lora": LoRA(), "noise": tm.FlowSDE()}
+    run = family_runs.trained(newer["medium"], name, tmp_path / "r", **asked, resolution=16)
+    assert run.weights is not None
+    policy = load(newer["medium"], lora=LoRA(file=str(run.weights)))
+    pipeline, x = plain(newer["medium"]), noise(policy)
+    bare = theirs(pipeline, x, 2, 2.0)
+    with quiet():
+        pipeline.load_lora_weights(run.weights.parent)
+    found = theirs(pipeline, x, 2, 2.0)
+    assert (found - ours(policy, x, 2, 2.0)).abs().max() < 1e-5 < (found - bare).abs().max()
+
+
+def test_a_second_attention_reads_the_picture_alone(tmp_path: Path) -> None:
+    """As in 3.5 medium, here without T5."""
+    policy = load(str(tiny_flow.save(tmp_path, transformer={"dual_attention_layers": (0,)})), lora=LoRA())
+    pipeline, x = plain(tmp_path), noise(policy)
     assert (ours(policy, x, 3, 3.0) - theirs(pipeline, x, 3, 3.0)).abs().max() < 1e-5
 
 
@@ -517,18 +563,39 @@ MEDIUM = {  # Stable Diffusion 3 medium, as published
 }
 
 
-def test_the_weights_of_a_large_model() -> None:
+@pytest.mark.parametrize(
+    ("changes", "numbers"),
+    [({}, 2.085e9), (MEDIUM_35, 2.47e9), (LARGE_35, 8.147e9)],  # "2", "2.5" and "8.1 billion" in their model cards
+    ids=["3 medium", "3.5 medium", "3.5 large"],
+)
+def test_the_weights_of_a_large_model(changes: dict[str, Any], numbers: float) -> None:
+    """With the table of positions, which is a buffer: 0.23 of the 2.47 billion numbers of 3.5 medium."""
+    made = metering.network(json.dumps(MEDIUM | changes), LoRA(), "bf16")
+    frozen = [one for one in (*made.parameters(), *made.buffers()) if not one.requires_grad]
+    assert sum(one.numel() for one in frozen) == pytest.approx(numbers, rel=0.002)
     vae = {"block_out_channels": [8, 8, 8, 8], "down_block_types": ["DownEncoderBlock2D"] * 4, "norm_num_groups": 4}
     vae |= {"up_block_types": ["UpDecoderBlock2D"] * 4, "latent_channels": 16}
-    setup = Setup({"transformer": MEDIUM, "vae": vae}, LoRA(), mixed_precision="bf16", gradient_checkpointing=True)
-    assert estimate(setup).of("network") / 2 == pytest.approx(2.03e9, rel=0.01)  # "2B", in its model card
+    few = changes | {"num_layers": 2, "dual_attention_layers": changes.get("dual_attention_layers", [])[:1]}
+    setup = Setup({"transformer": MEDIUM | few, "vae": vae}, LoRA(), mixed_precision="bf16", height=256, width=256)
+    found = estimate(setup)
+    assert found.of("network") == 2 * (sum(one.numel() for one in frozen) - rest(MEDIUM | changes, MEDIUM | few))
+    assert 1 <= fit(found.needed, setup, most=2).setup.micro_batch <= 2
+
+
+def rest(whole: dict[str, Any], few: dict[str, Any]) -> int:
+    """Numbers that the one has and the other has not."""
+    with torch.device("meta"), quiet():
+        large, small = (SD3Transformer2DModel.from_config(config) for config in (whole, few))
+    return sum(p.numel() for p in large.parameters()) - sum(p.numel() for p in small.parameters())
 
 
 def test_the_estimate_counts_what_the_model_has(short: str, whole: str) -> None:
     for folder in (short, whole):
         policy: Any = load(folder, lora=LoRA())
         pipeline, found = policy.pipeline(), estimate(Setup(folder, LoRA(), micro_batch=2), cuda=False)
-        frozen = sum(p.nbytes for p in pipeline.transformer.parameters() if not p.requires_grad)
+        network = pipeline.transformer
+        kept = [one for one in (*network.parameters(), *network.buffers()) if not one.requires_grad]
+        frozen = sum(one.nbytes for one in kept)
         assert (found.of("network"), found.of("trained weights")) == (
             frozen,
             sum(p.nbytes for p in policy.parameters()),

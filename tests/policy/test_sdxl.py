@@ -265,9 +265,11 @@ def test_full_tuning_is_saved_whole_and_read_again(model: str, tmp_path: Path) -
 # ---- runs
 
 
-@pytest.mark.parametrize("algorithm", family_runs.ALGORITHMS)
-def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path, algorithm: Any) -> None:
-    file = family_runs.train(model, algorithm, tmp_path / "run")
+@pytest.mark.parametrize("name", family_runs.ALGORITHMS)
+def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path, name: str) -> None:
+    run = family_runs.trained(model, name, tmp_path / "run", guidance=2.0, lora=LoRA(rank=2), noise=DDIM(1.0))
+    file = run.weights
+    assert file is not None
     policy, pipeline = load(model, lora=LoRA(file=str(file))), by_ddim(plain(model))
     x = noise(policy)
     wanted = ours(policy, x, 2, 3.0)

@@ -144,6 +144,4 @@ def check(levels: int, schedule: Schedule, space: str = "velocity") -> int:
 
 def calls(algorithm: Any, schedule: Sized, *, others: int) -> Calls:
     """A whole chain without a graph, and of each item one call with and `others` without."""
-    doubled = [1 + (guidance > 1) for guidance in (algorithm.guidance, algorithm.learning_guidance)]
-    again = others * algorithm.levels * algorithm.epochs * doubled[1] / doubled[0]
-    return Calls(drawn=len(schedule) + again, learned=1, depth=1)
+    return Calls(drawn=len(schedule) + others * algorithm.levels * algorithm.epochs, learned=1, depth=1)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tastemaker.policy import pipelines
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
+from tastemaker.policy.facts import own_sides
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import Request, half, quiet
 from tastemaker.policy.lora_file import named_for_file, read
@@ -105,6 +106,10 @@ class LatentPolicy(ABC):
     def _longest(self) -> tuple[Any, int]:
         """The tokenizer that reads furthest into a text, and how many tokens that is."""
 
+    def _told(self, guidance: float | Tensor, t: Tensor) -> list[Tensor] | None:
+        """What a distilled network is told of guidance, after the texts; None where a second row guides."""
+        return None
+
     # ---- the chain
 
     def schedule(self, steps: int) -> Schedule:
@@ -125,13 +130,15 @@ class LatentPolicy(ABC):
         """uncond + guidance (cond - uncond), both rows in one call; a number <= 1 is the prompt alone, one row each.
 
         A tensor of guidances [B] always costs two rows (looking inside would wait for the device); there too, values
-        below 1 count as 1.
+        below 1 count as 1. A distilled network is told instead, in one row.
         """
         if isinstance(i, Tensor):
             i = i.to(self.device)
         t = schedule.t[i].expand(len(x))
         texts = [conditioning.positive_rows(name) for name in self.reads]
-        if isinstance(guidance, Tensor) or guidance > 1.0:
+        if (told := self._told(guidance, t)) is not None:
+            output = self._network(x, t, [*texts, *told])
+        elif isinstance(guidance, Tensor) or guidance > 1.0:
             negative = [conditioning.negative_rows(name) for name in self.reads]
             both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
             away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
@@ -268,9 +275,7 @@ def sized(request: Request, network: Any, vae: Any, *, multiple: int, most: int 
     Errors: ValueError that names the flag and the nearest sides.
     """
     factor = vae_factor(vae)
-    default = network.config.sample_size
-    sides = default if isinstance(default, Sequence) else (default, default)
-    found = []
+    sides, found = own_sides(network.config), []
     size, step = request.size, multiple * factor
     for flag, asked, side in zip(("height", "width"), (size.height, size.width), sides, strict=True):
         pixels = asked or size.resolution or side * factor
@@ -285,4 +290,4 @@ def sized(request: Request, network: Any, vae: Any, *, multiple: int, most: int 
                 "(--resolution sets both --height and --width.)"
             )
         found.append(pixels // factor)
-    return network.config.in_channels, found[0], found[1]
+    return vae.config.latent_channels, found[0], found[1]

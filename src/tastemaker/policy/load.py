@@ -26,6 +26,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion",
     "StableDiffusionXLPipeline": "tastemaker.policy.sdxl:StableDiffusionXL",
     "StableDiffusion3Pipeline": "tastemaker.policy.sd3:StableDiffusion3",
+    "FluxPipeline": "tastemaker.policy.flux:Flux",
 }
 """By `_class_name` of the folder's model_index.json."""
 

@@ -57,7 +57,10 @@ class Policy(Protocol):
     def predict(
         self, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float | Tensor
     ) -> Prediction:
-        """The network's belief about x[i] [B,C,h,w], in fp32; i is one int or int64 [B], guidance a number or [B]."""
+        """The network's belief about x[i] [B,C,h,w], in fp32; i is one int or int64 [B], guidance a number or [B].
+
+        What guidance is to the model, and how many rows it takes, `facts.guiding_of` says before the model is loaded.
+        """
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents [B,C,h,w] to pictures [B,3,H,W] in [0, 1], fp32, differentiable."""

@@ -30,7 +30,7 @@ STRANGERS = (
         r"(^|\.)joint_blocks\.",
         "a Stable Diffusion 3 model in one file: give a folder in diffusers layout, or the hub id",
     ),
-    (r"(^|\.)double_blocks\.", "a FLUX model, a family that Tastemaker does not know yet"),
+    (r"(^|\.)double_blocks\.", "a FLUX model in one file: give a folder in diffusers layout, or the hub id"),
     (r"^control_model\.|^controlnet_", "a ControlNet, which is no model of its own"),
     (
         r"^(down_blocks|mid_block|transformer_blocks|encoder|decoder|text_model)\.",
