@@ -15,7 +15,8 @@ from torch import nn
 import tiny
 from tastemaker import memory
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
-from tastemaker.memory import Setup, estimate, fit
+from tastemaker.budget import _largest, fit
+from tastemaker.memory import Setup, estimate
 from tastemaker.metering import Cost, measure, network
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
@@ -255,7 +256,7 @@ def test_too_little_memory_says_how_much_is_needed(small: Path, budget: Any) -> 
 def test_the_search_finds_what_trying_all_would(steps: list[int], budget: int, start: int) -> None:
     sums = [start + sum(steps[:k]) for k in range(len(steps) + 1)]
     fitting = [count for count in range(1, len(sums)) if sums[count] <= budget]
-    assert memory._largest(lambda count: sums[count], budget, 1, len(sums) - 1) == (fitting[-1] if fitting else 0)
+    assert _largest(lambda count: sums[count], budget, 1, len(sums) - 1) == (fitting[-1] if fitting else 0)
 
 
 def test_configs_that_are_missing_or_of_another_kind(small: Path, tmp_path: Path) -> None:

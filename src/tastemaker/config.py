@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tastemaker.build import Where, attribute, build, entry_of, plain, suggest
-from tastemaker.layers import RESOLVED, SHORT, Layer, Mark, Switch, layer, leave_open, read_recipe, stack
+from tastemaker.layers import ELSEWHERE, RESOLVED, SHORT, Layer, Mark, Switch, layer, leave_open, read_recipe, stack
 from tastemaker.policy.load import BUILT_IN, SAYS
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import TABLE as REWARDS
@@ -25,26 +25,6 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 FULL_LEARNING_RATE = 1e-5  # without LoRA: what the seed systems' papers use on the whole network
 
-# Other tools' names of our settings, for the suggestion.
-ELSEWHERE = {
-    "clip_range": "algorithm.clip",
-    "train_clip_range": "algorithm.clip",
-    "num_inference_steps": "algorithm.steps",
-    "sample_num_steps": "algorithm.steps",
-    "sample_eta": "algorithm.sampler.eta",
-    "guidance_scale": "algorithm.guidance",
-    "sample_guidance_scale": "algorithm.guidance",
-    "adam_weight_decay": "algorithm.weight_decay",
-    "max_train_steps": "iterations",
-    "num_epochs": "iterations",
-    "num_train_epochs": "iterations",
-    "train_batch_size": "plan.micro_batch",
-    "sample_batch_size": "plan.sampling_batch",
-    "logdir": "output_dir",
-    "num_checkpoint_limit": "checkpoints_total_limit",
-    "save_freq": "checkpointing_steps",
-    "resume_from": "resume_from_checkpoint",
-}
 # A model may state these for all algorithms; one that has no such field passes over them.
 SHARED = ("steps", "guidance")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from tastemaker import memory
+from tastemaker import budget, memory
 from tastemaker.config import Resolved
 from tastemaker.layers import put
 from tastemaker.plan import Plan
@@ -30,7 +30,7 @@ def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int |
     setup = _setup(resolved, run, run.plan.micro_batch or 1)
     if run.fit_bytes is None:
         return run, _free(setup, most, device), []
-    found = memory.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
+    found = budget.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
     switches = {name: getattr(found.setup, name) for name in SWITCHES}
     return replace(run, **switches), found.setup.micro_batch, [found.words]
 
@@ -39,8 +39,8 @@ def _free(setup: memory.Setup, most: int, device: torch.device) -> int:
     """The most items of a call that a CUDA device has memory for as it is now."""
     free = torch.cuda.mem_get_info(device)[0]
     try:
-        return memory.fit(int(FREE * free), setup, most=most, fixed=SWITCHES).setup.micro_batch
-    except memory.TooLittle as error:
+        return budget.fit(int(FREE * free), setup, most=most, fixed=SWITCHES).setup.micro_batch
+    except budget.TooLittle as error:
         off = " and ".join(f"--{name}" for name in SWITCHES if not getattr(setup, name))
         ways = f"use {off}, or --fit with an amount, which chooses them" if off else "lower --resolution"
         raise ValueError(

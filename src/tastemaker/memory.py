@@ -1,4 +1,4 @@
-"""What a run needs of a device's memory, before anything is loaded; and the settings that fit into what there is.
+"""What a run needs of a device's memory, before anything is loaded.
 
     peak = what is always there + the largest of: reading prompts, sampling, decoding, learning, stepping
 
@@ -9,8 +9,8 @@ read. What a reward keeps on the device comes on top.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,26 +102,6 @@ class Memory:
         return [*rows, ("memory", size(self.peak), f"at most; {size(self.needed)} with what the device itself takes")]
 
 
-class Fit(NamedTuple):
-    """What `fit` chose, what that needs, and both in words."""
-
-    setup: Setup
-    memory: Memory
-    words: str
-
-
-class TooLittle(ValueError):
-    """Not even one item a call fits; `least` is what that would need."""
-
-    def __init__(self, budget: int, least: Memory) -> None:
-        super().__init__(
-            f"--fit {size(budget)} is not enough: at least {size(least.needed)} are needed, "
-            f"{size(least.during('always'))} of them always. Train a LoRA with --mixed_precision, lower --resolution, "
-            "or use --use_8bit_adam."
-        )
-        self.least = least
-
-
 def size(count: int) -> str:
     """Bytes as people write them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
@@ -150,64 +130,6 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
         Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
     ]
     return Memory(tuple(lines), CONTEXT if cuda else 0)
-
-
-def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cuda: bool = True) -> Fit:
-    """The largest micro_batch up to `most` that needs no more than `budget` bytes.
-
-    Without gradient checkpointing if any fits so, and with VAE slicing only where that makes the room. fixed: what of
-    micro_batch, gradient_checkpointing and vae_slicing the user chose, and stays. Errors: TooLittle if nothing fits.
-    """
-
-    def options(name: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (getattr(setup, name),) if name in fixed else choices
-
-    least: Memory | None = None
-    for checkpointing in options("gradient_checkpointing", (False, True)):
-        sliced = options("vae_slicing", (True,))[0]
-        tried = replace(setup, gradient_checkpointing=checkpointing, vae_slicing=sliced)
-
-        def needed(count: int, tried: Setup = tried) -> int:
-            return estimate(replace(tried, micro_batch=count), cuda=cuda).needed
-
-        low, high = (setup.micro_batch,) * 2 if "micro_batch" in fixed else (1, most)
-        if not (count := _largest(needed, budget, low, high)):
-            least = estimate(replace(tried, micro_batch=low), cuda=cuda)
-            continue
-        chosen = replace(tried, micro_batch=count)
-        for slicing in options("vae_slicing", (False, True)):
-            chosen = replace(chosen, vae_slicing=slicing)
-            if (memory := estimate(chosen, cuda=cuda)).needed <= budget:
-                return Fit(chosen, memory, _words(budget, chosen, memory))
-    assert least is not None
-    raise TooLittle(budget, least)
-
-
-def _words(budget: int, setup: Setup, memory: Memory) -> str:
-    switches = {"gradient checkpointing": setup.gradient_checkpointing, "VAE slicing": setup.vae_slicing}
-    said = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in switches.items())
-    return (
-        f"to fit {size(budget)}: up to {setup.micro_batch} items a call, {said}; about {size(memory.needed)} are needed"
-    )
-
-
-def _largest(needed: Callable[[int], int], budget: int, low: int, high: int) -> int:
-    """The largest count with needed(count) <= budget, 0 if there is none.
-
-    `needed` grows nearly linearly: the next count to try is where the line through the last two meets the budget.
-    """
-    if (at_low := needed(low)) > budget:
-        return 0
-    if low == high or (at_high := needed(high)) <= budget:
-        return high
-    while high - low > 1:
-        middle = low + (budget - at_low) * (high - low) // (at_high - at_low)
-        middle = min(max(middle, low + 1), high - 1)
-        if (at_middle := needed(middle)) <= budget:
-            low, at_low = middle, at_middle
-        else:
-            high, at_high = middle, at_middle
-    return low
 
 
 def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:

@@ -33,6 +33,8 @@ BUILT_IN = {"shapes": "tastemaker.shapes.assets:folder", "shapes-flow": "tastema
 
 SAYS = "tastemaker.json"  # in a model's folder: settings it goes well with, and parts it shares with another
 
+TILE = 512  # pixels of the longest side of a tile, where the VAE works in tiles
+
 HALVES = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
 """`--mixed_precision` -> torch's name of the half-precision dtype; None is fp32 throughout."""
 
@@ -69,6 +71,11 @@ class Request:
     mixed_precision: str
     gradient_checkpointing: bool
     vae_slicing: bool
+    vae_tiling: bool
+    attention_backend: str | None
+    compile: bool
+    cpu_offload: bool
+    quantise: str | None
     sets: tuple[str, ...]
     seed: int
 
@@ -84,6 +91,11 @@ def load(
     width: int | None = None,
     gradient_checkpointing: bool = False,
     vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    attention_backend: str | None = None,
+    compile: bool = False,
+    cpu_offload: bool = False,
+    quantise: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     sets: tuple[str, ...] = ("base",),
@@ -108,6 +120,11 @@ def load(
         mixed_precision=mixed_precision,
         gradient_checkpointing=gradient_checkpointing,
         vae_slicing=vae_slicing,
+        vae_tiling=vae_tiling,
+        attention_backend=attention_backend,
+        compile=compile,
+        cpu_offload=cpu_offload,
+        quantise=quantise,
         sets=sets,
         seed=seed,
     )

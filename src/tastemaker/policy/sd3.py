@@ -13,6 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
+from tastemaker.policy import switches
 from tastemaker.policy.conditioning import Encoded
 from tastemaker.policy.latent import LatentPolicy, sized
 from tastemaker.policy.load import Request
@@ -44,6 +45,7 @@ class StableDiffusion3(LatentPolicy):
         self._prediction = from_velocity
         self._attention: dict[str, int] = {}
         if self._pipeline.text_encoder_3 is None:
+            switches.check_kernel(request, masked=True)
             network.set_attn_processor(WeighedPadding())
             self._attention = {"padding": PADDING}
         self._begin(request)
