@@ -237,6 +237,52 @@ def test_fit_slices_the_vae_only_where_that_makes_the_room() -> None:
     assert fit(whole - 1, setup, most=1, cuda=False).setup.vae_slicing
 
 
+def test_tiles_bound_what_decoding_takes(small: Path) -> None:
+    wide = Setup(small, LoRA(rank=2), height=128, width=128)
+    assert memory.tiles(wide) and not memory.tiles(Setup(small, LoRA(rank=2)))
+    whole, tiled = (estimate(replace(wide, vae_tiling=on)).of("a decoding call") for on in (False, True))
+    assert tiled < whole / 2
+    # Where the gradient passes through them they overlap, and only what is kept between blocks is left to save.
+    deep = replace(wide, differentiates=True, vae_slicing=True)
+    kept = {
+        (on, again): estimate(replace(deep, vae_tiling=on, gradient_checkpointing=again)).of("working memory")
+        for on in (False, True)
+        for again in (False, True)
+    }
+    assert kept[True, True] < kept[False, True] < kept[False, False] < kept[True, False]
+
+
+def test_fit_turns_to_tiles_when_nothing_else_fits(small: Path) -> None:
+    setup = Setup(small, LoRA(rank=2), sampling_batch=1, height=128, width=16, gradient_checkpointing=True)
+    sliced, tiled = (
+        estimate(replace(setup, vae_slicing=True, vae_tiling=on), cuda=False).needed for on in (False, True)
+    )
+    assert tiled < sliced
+    assert not fit(sliced, setup, most=1, cuda=False).setup.vae_tiling
+    found = fit(sliced - 1, setup, most=1, cuda=False)
+    assert found.setup.vae_tiling and "VAE tiling on; about" in found.words
+    with pytest.raises(ValueError, match="is not enough"):
+        fit(sliced - 1, setup, most=1, fixed=("vae_tiling",), cuda=False)
+
+
+def test_a_decoder_that_visits_is_there_for_decoding(small: Path) -> None:
+    here, away = (estimate(Setup(small, LoRA(rank=2), cpu_offload=on)) for on in (False, True))
+    assert here.during("always") - away.during("always") == here.of("decoder") == away.of("decoder") > 0
+    assert away.during("decoding") == here.during("decoding") + here.of("decoder")
+
+
+def test_bits_of_the_frozen_network() -> None:
+    """Linear layers are packed, with their scales; convolutions and what is trained are not."""
+    setup = Setup(LARGE, LoRA(rank=4), mixed_precision="bf16")
+    whole, eight, four = (estimate(replace(setup, quantise=bits)) for bits in (None, "8bit", "4bit"))
+    layers = [one for one in network(json.dumps(UNET), LoRA(rank=4), "bf16").modules() if type(one) is nn.Linear]
+    packed = [one.weight for one in layers if not one.weight.requires_grad]
+    count, rows = sum(one.numel() for one in packed), sum(len(one) for one in packed)
+    assert whole.of("network") - eight.of("network") == count - 4 * rows
+    assert whole.of("network") - four.of("network") == pytest.approx(count * (2 - 0.5 - 4 / 64), rel=1e-4)
+    assert eight.of("trained weights") == four.of("trained weights") == whole.of("trained weights")
+
+
 def test_fit_leaves_what_the_user_chose(small: Path, budget: Any) -> None:
     setup = Setup(small, LoRA(rank=2), micro_batch=3, sampling_batch=1, gradient_checkpointing=True)
     found = fit(budget(50), setup, most=100, fixed={"micro_batch", "gradient_checkpointing"}, cuda=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple
 
-from tastemaker.memory import Memory, Setup, estimate, size
+from tastemaker.memory import Memory, Setup, estimate, size, tiles
 
 
 class Fit(NamedTuple):
@@ -32,24 +33,27 @@ class TooLittle(ValueError):
 def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cuda: bool = True) -> Fit:
     """The largest micro_batch up to `most` that needs no more than `budget` bytes.
 
-    Without gradient checkpointing if any fits so, and with VAE slicing only where that makes the room. fixed: what of
-    micro_batch, gradient_checkpointing and vae_slicing the user chose, and stays. Errors: TooLittle if nothing fits.
+    Without gradient checkpointing if any fits so, and with VAE slicing only where that makes the room; tiles, which
+    change the pictures a little, only where nothing fits without. fixed: what of micro_batch and the switches the user
+    chose, and stays. Errors: TooLittle if nothing fits.
     """
 
     def options(name: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
         return (getattr(setup, name),) if name in fixed else choices
 
     least: Memory | None = None
-    for checkpointing in options("gradient_checkpointing", (False, True)):
+    tiling = options("vae_tiling", (False, True) if tiles(setup) else (False,))
+    for tiled, checkpointing in product(tiling, options("gradient_checkpointing", (False, True))):
         sliced = options("vae_slicing", (True,))[0]
-        tried = replace(setup, gradient_checkpointing=checkpointing, vae_slicing=sliced)
+        tried = replace(setup, gradient_checkpointing=checkpointing, vae_slicing=sliced, vae_tiling=tiled)
 
         def needed(count: int, tried: Setup = tried) -> int:
             return estimate(replace(tried, micro_batch=count), cuda=cuda).needed
 
         low, high = (setup.micro_batch,) * 2 if "micro_batch" in fixed else (1, most)
         if not (count := _largest(needed, budget, low, high)):
-            least = estimate(replace(tried, micro_batch=low), cuda=cuda)
+            found = estimate(replace(tried, micro_batch=low), cuda=cuda)
+            least = found if least is None else min(least, found, key=lambda one: one.needed)
             continue
         chosen = replace(tried, micro_batch=count)
         for slicing in options("vae_slicing", (False, True)):
@@ -62,6 +66,7 @@ def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cu
 
 def _words(budget: int, setup: Setup, memory: Memory) -> str:
     switches = {"gradient checkpointing": setup.gradient_checkpointing, "VAE slicing": setup.vae_slicing}
+    switches |= {"VAE tiling": True} if setup.vae_tiling else {}
     said = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in switches.items())
     return (
         f"to fit {size(budget)}: up to {setup.micro_batch} items a call, {said}; about {size(memory.needed)} are needed"

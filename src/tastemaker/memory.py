@@ -15,14 +15,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_tokens, text_weights
-from tastemaker.policy.load import configs, elsewhere
+from torch import Tensor, nn
+
+from tastemaker.metering import (
+    Cost,
+    autoencoder,
+    decoding,
+    denoising,
+    network,
+    text_tokens,
+    text_weights,
+)
+from tastemaker.policy.load import TILE, configs, elsewhere
 from tastemaker.policy.weights import LoRA
 
 DENOISERS = ("unet", "transformer")  # what the network that is trained is called in a model's folder
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
 GRAPH_PIXELS = 512 * 512  # the same where the gradient goes through it
 BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: an fp32 scale for each block; smaller tensors stay fp32
+BLOCK_4BIT = 64  # its NF4: numbers that share a scale
 # Allowances, not measured: a CUDA context and its libraries lie outside of what torch allocates, and what torch
 # allocates falls into pieces, some of them too small to be of use.
 CONTEXT, SLACK = 600 * 2**20, 0.05
@@ -49,6 +60,12 @@ class Setup:
     gradient_checkpointing: bool = False
     vae_slicing: bool = False
     """Decode one picture at a time."""
+    vae_tiling: bool = False
+    """Decode in tiles where pictures are larger than one."""
+    cpu_offload: bool = False
+    """The VAE is there while it decodes."""
+    quantise: str | None = None
+    """Bits of the frozen network's linear layers: "8bit", "4bit"."""
     use_8bit_adam: bool = False
     sets: tuple[str, ...] = ("base",)
     """Weight sets as `policy.load.load` takes them, "ema" among them."""
@@ -112,24 +129,36 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
     model = _configs(setup)
     denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
     trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
-    frozen = sum(p.nbytes for p in denoiser.parameters() if not p.requires_grad)
+    frozen = _frozen(denoiser, setup.quantise)
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
     moments = sum(_moments(count, setup.use_8bit_adam) for count in trained)
     fp32 = 4 * sum(trained)
     lines = [
-        Line("always", "network", frozen, "frozen weights"),
+        Line("always", "network", frozen, f"frozen weights{f', {setup.quantise}' if setup.quantise else ''}"),
         Line("always", "trained weights", fp32, f"{sum(trained):,} numbers in fp32"),
         Line("always", "gradients", fp32, "in fp32"),
         Line("always", "optimizer", moments, "AdamW in 8 bits" if setup.use_8bit_adam else "AdamW's two moments, fp32"),
         Line("always", "weight sets", fp32 * len(copies), ", ".join(copies)),
-        Line("always", "decoder", sum(p.nbytes for p in vae.parameters()), f"VAE, {str(vae.dtype).split('.')[1]}"),
+        Line(
+            "decoding" if setup.cpu_offload else "always",
+            "decoder",
+            sum(p.nbytes for p in vae.parameters()),
+            f"VAE, {str(vae.dtype).split('.')[1]}",
+        ),
         Line("reading prompts", "text encoder", texts * (4 if setup.mixed_precision == "no" else 2), "a visitor"),
         *_calls(setup, model),
         Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
     ]
     return Memory(tuple(lines), CONTEXT if cuda else 0)
+
+
+def tiles(setup: Setup) -> bool:
+    """Whether pictures are larger than a tile of the VAE, so that `vae_tiling` does something."""
+    model = _configs(setup)
+    _, *sides = _latent_shape(setup, model)
+    return max(sides) * _factor(model["vae"]) > min(TILE, json.loads(model["vae"]).get("sample_size", TILE))
 
 
 def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
@@ -147,7 +176,7 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
         return denoising(*key, (rows, *latent), tokens, checkpointing, grad, setup.kernel)
 
     sampling = calling(pictures * setup.guided, False, False)
-    decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel)
+    decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel, tiled=setup.vae_tiling)
     learning = calling(rows, setup.gradient_checkpointing, True)
     other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
     otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
@@ -172,7 +201,21 @@ def _differentiated(setup: Setup, vae: str, latent: tuple[int, int, int]) -> int
     pixels = latent[1] * latent[2] * _factor(vae) ** 2
     at_once = 1 if setup.vae_slicing else min(setup.micro_batch, max(1, GRAPH_PIXELS // pixels))
     shape = (at_once, *latent)
-    return decoding(vae, setup.mixed_precision, shape, setup.kernel, setup.gradient_checkpointing, True).peak
+    how = (setup.kernel, setup.gradient_checkpointing, True, setup.vae_tiling)
+    return decoding(vae, setup.mixed_precision, shape, *how).peak
+
+
+def _frozen(network: nn.Module, quantise: str | None) -> int:
+    """Of the weights that are not trained; bitsandbytes packs those of linear layers, with fp32 scales beside them."""
+    linear = {id(one.weight) for one in network.modules() if quantise and isinstance(one, nn.Linear)}
+    frozen = [one for one in network.parameters() if not one.requires_grad]
+    return sum(_packed(one, quantise) if id(one) in linear else one.nbytes for one in frozen)
+
+
+def _packed(weight: Tensor, quantise: str | None) -> int:
+    """4bit: half a byte a number and a scale for each block; 8bit: a byte a number and a scale for each row."""
+    count = weight.numel()
+    return count // 2 + 4 * -(-count // BLOCK_4BIT) if quantise == "4bit" else count + 4 * len(weight)
 
 
 def _moments(count: int, in_8bit: bool) -> int:

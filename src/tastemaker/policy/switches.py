@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ from tastemaker.policy.padding import WeighedPadding
 
 DISPATCHING = {AttnProcessor2_0: Crossing, JointAttnProcessor2_0: WeighedPadding}
 """Processors that do not ask diffusers for a kernel -> the same attention that does."""
+
+GRAPHS = 64  # of one block that torch.compile keeps
 
 COMPILERS = {"cuda": ("CC", ("gcc", "cc", "clang")), "cpu": ("CXX", ("g++", "c++", "clang++"))}
 """What torch.compile calls: the variable that names it, else the first of these programs."""
@@ -142,4 +145,11 @@ def _compile(network: Any) -> None:
     if not getattr(network, "_repeated_blocks", None):
         lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
         network._repeated_blocks = [type(max(lists, key=len)[0]).__name__]
-    network.compile_repeated_blocks()
+    # Of one block's code there is a graph for each width, with an adapter and without, with a gradient and without, and
+    # for few sizes of calls; past torch's limit of 8 the others would run uncompiled.
+    from torch._dynamo import config as dynamo  # it takes a second to import
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of parts of torch, to each other
+        network.compile_repeated_blocks()
