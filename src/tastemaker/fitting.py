@@ -104,6 +104,12 @@ def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device
     return rows if cuda or run.fit is not None or run.dry_run else rows[-1:]
 
 
+def least(resolved: Resolved, run: RunSettings, device: torch.device) -> memory.Memory:
+    """What one item a call needs, where nobody asked for more."""
+    setup = _setup(resolved, run, run.plan.micro_batch or 1)
+    return memory.estimate(setup, cuda=device.type == "cuda")
+
+
 def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Setup:
     assert run.model is not None
     sets, algorithm = resolved.algorithm.sets, resolved.algorithm

@@ -206,10 +206,11 @@ def _differentiated(setup: Setup, vae: str, latent: tuple[int, int, int]) -> int
 
 
 def _frozen(network: nn.Module, quantise: str | None) -> int:
-    """Of the weights that are not trained; bitsandbytes packs those of linear layers, with fp32 scales beside them."""
+    """Bytes of the weights that are not trained; bitsandbytes packs those of linear layers, fp32 scales beside them."""
     linear = {id(one.weight) for one in network.modules() if quantise and isinstance(one, nn.Linear)}
     frozen = [one for one in network.parameters() if not one.requires_grad]
-    return sum(_packed(one, quantise) if id(one) in linear else one.nbytes for one in frozen)
+    fixed = sum(one.nbytes for one in network.buffers())  # a table of positions can be a tenth of a network
+    return fixed + sum(_packed(one, quantise) if id(one) in linear else one.nbytes for one in frozen)
 
 
 def _packed(weight: Tensor, quantise: str | None) -> int:

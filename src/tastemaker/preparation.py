@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tastemaker import config, devices, fitting, folder, planning
+from tastemaker import config, devices, fitting, folder, planning, provision
 from tastemaker.build import attribute
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
@@ -68,7 +68,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     """Resolves, refuses, loads, plans, and prints the plan. Errors: ValueError that names the setting as typed."""
     model = config.asked(target, flags).get("model")
     home = model_folder(model) if isinstance(model, str) else None
-    resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
+    resolved = config.resolve(target, flags, config.brought(model), spelling=spelling)
     run, algorithm, dashes = resolved.run, resolved.algorithm, "--" if spelling == "flag" else ""
     naming = partial(resolved.where.naming, algorithm)
     device = torch.device(devices.pick(run.device))
@@ -90,7 +90,11 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     _refuse(resolved, home, output, dashes)
     if not run.dry_run:
         load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
-    fitted, words, policy, plan = _solved(resolved, naming, device, world.size)
+    with naming():
+        fitted, limit, words = fitting.within(resolved, device)
+    if world.rank == 0:
+        planning.announce(provision.needs(resolved, fitted, device, output))
+    policy, plan = _solved(resolved, fitted, naming, device, world.size, limit)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
@@ -101,15 +105,18 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
 
 
 def _solved(
-    resolved: config.Resolved, naming: Callable[[], AbstractContextManager[None]], device: torch.device, devices: int
-) -> tuple[RunSettings, list[str], Exportable, Plan]:
-    """The settings that fit the memory, what is to be said of it, the model, and the plan."""
-    with naming():
-        fitted, limit, words = fitting.within(resolved, device)
+    resolved: config.Resolved,
+    fitted: RunSettings,
+    naming: Callable[[], AbstractContextManager[None]],
+    device: torch.device,
+    devices: int,
+    limit: int | None,
+) -> tuple[Exportable, Plan]:
+    """The model, and the plan for so many items a call at most."""
     policy = load_policy(fitted, device, resolved.algorithm.sets)
     with naming():
         schedule = policy.schedule(resolved.algorithm.steps)
-        return fitted, words, policy, planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
+        return policy, planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
 
 
 def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:

@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"process", "prompts", "policy"},
         {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},
     ),
+    "policy.presets": (set(), {"yaml"}),
     "iteration": (SEAM, {"torch"}),
     "rollout": (SEAM | {"iteration", "rewards.scoring"}, {"torch"}),
     "surrogate": (SEAM | {"iteration", "rollout"}, {"torch"}),
@@ -78,6 +79,7 @@ ROOT_MODULES |= {
     "outcome",
     "planning",
     "preparation",
+    "provision",
     "reporting",
     "results",
     "run",
@@ -86,7 +88,7 @@ ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subj
 # Reached through tables of strings, or by one module alone.
 ONLY_FROM = {
     "shapes": {"shapes"},
-    "memory": {"memory", "budget", "fitting"},
+    "memory": {"memory", "budget", "fitting", "provision"},
     "budget": {"budget", "fitting"},
     "metering": {"metering", "memory"},
 }

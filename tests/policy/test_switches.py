@@ -199,6 +199,21 @@ def test_the_vae_visits_the_device_to_decode(model: str) -> None:
     assert done == ["cpu:0", "decodes", "cpu", "cpu:0", "encodes", "cpu"]
 
 
+def test_text_encoders_visit_the_device_for_texts_that_are_new(model: str) -> None:
+    policy = load(model, lora=LoRA())
+    (encoder,), done = policy._encoders, []  # type: ignore[attr-defined]
+    move = encoder.to
+    encoder.to = lambda place: done.append(str(place)) or move(place)
+    encoder.register_forward_hook(lambda *_: done.append("reads"))
+    policy.device = torch.device("cpu", 0)
+    policy.encode(["a cat", "a dog", "a cat"])
+    assert done == ["cpu:0", *["reads"] * 3, "cpu"]  # with the empty text of guidance
+    policy.encode(["a dog", "a cat"])
+    assert len(done) == 5
+    policy.encode(["a cow", "a cat"])
+    assert done[5:] == ["cpu:0", "reads", "cpu"]
+
+
 # ---- bits
 
 

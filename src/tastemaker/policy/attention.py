@@ -6,6 +6,7 @@ torch's own attention whatever it says, so here they get processors that dispatc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,14 +15,11 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, backend: AttentionBackendName | None
-) -> Tensor:
-    """softmax(q k / sqrt(width) + mask) v, all [B, heads, tokens, width]; without a backend torch chooses."""
+def attend(rows: Sequence[Tensor], mask: Tensor | None, backend: AttentionBackendName | None) -> Tensor:
+    """softmax(q k / sqrt(width) + mask) v of rows q, k, v [B, heads, tokens, width]; None leaves torch the choice."""
     if backend is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    rows = (part.transpose(1, 2) for part in (query, key, value))
-    mixed: Tensor = dispatch_attention_fn(*rows, attn_mask=mask, backend=backend)
+        return F.scaled_dot_product_attention(*rows, attn_mask=mask)
+    mixed: Tensor = dispatch_attention_fn(*(part.transpose(1, 2) for part in rows), attn_mask=mask, backend=backend)
     return mixed.transpose(1, 2)
 
 
@@ -56,6 +54,6 @@ class Crossing(AttnProcessor2_0):  # type: ignore[misc]
     ) -> Tensor:
         texts = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         rows = [attn.to_q(hidden_states), attn.to_k(texts), attn.to_v(texts)]
-        mixed = attend(*normed(attn, rows, "norm_{}"), None, self._attention_backend)
+        mixed = attend(normed(attn, rows, "norm_{}"), None, self._attention_backend)
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
         return out

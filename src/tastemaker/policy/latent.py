@@ -244,9 +244,8 @@ class LatentPolicy(ABC):
                 found = [self._encode_text(text) for text in texts]
             return [{name: tensor[0].cpu() for name, tensor in one.items()} for one in found]
         finally:
-            if self.device.type != "cpu":
-                for encoder in self._encoders:
-                    encoder.to("cpu")
+            for encoder in self._encoders:
+                encoder.to("cpu")
 
     def _warn_of_truncation(self, texts: list[str]) -> None:
         tokenizer, most = self._longest()

@@ -48,11 +48,11 @@ class WeighedPadding(JointAttnProcessor2_0):  # type: ignore[misc]
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         parts = projected(attn, hidden_states, "to_{}", "norm_{}")
         if encoder_hidden_states is None:  # the second attention of SD3.5-medium reads no text
-            mixed = attend(*parts, None, backend).transpose(1, 2).flatten(2)
+            mixed = attend(parts, None, backend).transpose(1, 2).flatten(2)
             return attn.to_out[1](attn.to_out[0](mixed))
         text = projected(attn, encoder_hidden_states, "add_{}_proj", "norm_added_{}")
         parts = [torch.cat(pair, dim=2) for pair in zip(parts, text, strict=True)]
-        mixed = attend(*parts, _weights(parts[1], padding), backend).transpose(1, 2).flatten(2)
+        mixed = attend(parts, _weights(parts[1], padding), backend).transpose(1, 2).flatten(2)
         seen, read = mixed.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1)
         if not attn.context_pre_only:
             read = attn.to_add_out(read)

@@ -119,6 +119,12 @@ def _check_folders(files: Files, instead: Mapping[str, Any]) -> None:
         )
 
 
+def parts(files: Files) -> list[str]:
+    """The parts that training loads from the model's own place."""
+    left = {*_unchecked(files), *files.elsewhere}
+    return [name for name, entry in files.contents.items() if _is_part(entry) and name not in left]
+
+
 def without(files: Files) -> list[str]:
     """The parts of its family that this model does without; `from_pretrained` wants each given as None."""
     known = inspect.signature(_kind(files).__init__).parameters.values()
