@@ -112,22 +112,9 @@ def load(
     if mixed_precision not in HALVES:
         raise ValueError(f"--mixed_precision is {mixed_precision!r}, it must be one of {', '.join(HALVES)}.")
     files = find(model, revision, variant)
-    request = Request(
-        files=files,
-        size=Size(resolution, height, width),
-        lora=lora,
-        device=torch.device(device),
-        mixed_precision=mixed_precision,
-        gradient_checkpointing=gradient_checkpointing,
-        vae_slicing=vae_slicing,
-        vae_tiling=vae_tiling,
-        attention_backend=attention_backend,
-        compile=compile,
-        cpu_offload=cpu_offload,
-        quantise=quantise,
-        sets=sets,
-        seed=seed,
-    )
+    switches = (gradient_checkpointing, vae_slicing, vae_tiling, attention_backend, compile, cpu_offload, quantise)
+    size, place = Size(resolution, height, width), torch.device(device)
+    request = Request(files, size, lora, place, mixed_precision, *switches, sets, seed)
     return _family(files)(request)
 
 
