@@ -17,9 +17,10 @@ from torch import Tensor
 
 def attend(rows: Sequence[Tensor], mask: Tensor | None, backend: AttentionBackendName | None) -> Tensor:
     """softmax(q k / sqrt(width) + mask) v of rows q, k, v [B, heads, tokens, width]; None leaves torch the choice."""
+    query, key, value = rows if backend is None else (part.transpose(1, 2) for part in rows)
     if backend is None:
-        return F.scaled_dot_product_attention(*rows, attn_mask=mask)
-    mixed: Tensor = dispatch_attention_fn(*(part.transpose(1, 2) for part in rows), attn_mask=mask, backend=backend)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    mixed: Tensor = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
     return mixed.transpose(1, 2)
 
 
