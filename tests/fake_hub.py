@@ -32,6 +32,9 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)  # large files by hash
     commits: list[dict[str, bytes]] = field(default_factory=list)  # path -> content, one entry a commit
     messages: list[str] = field(default_factory=list)
+    holds: dict[str, dict[str, int]] = field(
+        default_factory=dict
+    )  # repository -> path -> bytes, of what can be fetched
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,8 +93,9 @@ class Handler(BaseHTTPRequestHandler):
             return 200, {}
         if "/commit/" in path:
             return 200, self.commit(path, [json.loads(line) for line in body.splitlines()])
-        name = path.removeprefix("/api/models/")
-        return 200, {"id": name, "sha": "0" * 40, "private": hub.repos.get(name, False), "siblings": [], "tags": []}
+        name = path.removeprefix("/api/models/").partition("/revision/")[0]
+        files = [{"rfilename": file, "size": size} for file, size in hub.holds.get(name, {}).items()]
+        return 200, {"id": name, "sha": "0" * 40, "private": hub.repos.get(name, False), "siblings": files, "tags": []}
 
     def mode(self, path: str) -> dict[str, Any]:
         large = path.endswith((".safetensors", ".png"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import runs
 from tastemaker import config, fitting, planning
@@ -92,3 +93,34 @@ def test_what_was_chosen_is_stated_and_what_was_asked_for_stays() -> None:
     assert found.tree["gradient_checkpointing"] is True and found.tree["plan"]["micro_batch"] == 2
     open_ = resolved()
     assert fitting.decided(open_, open_.run, None) is open_  # type: ignore[arg-type]
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "device", "why"),
+    [
+        ("ddpo", {"cpu_offload": True}, CPU, "--cpu_offload has no effect on a CPU"),
+        ("draft", {"cpu_offload": True}, CUDA, "--cpu_offload has no effect where the reward is differentiated"),
+        ("ddpo", {"vae_tiling": True}, CPU, "--vae_tiling has no effect on these pictures: a tile has 512 pixels"),
+        ("draft", {"vae_tiling": True, "resolution": 64}, CPU, "--vae_tiling needs --gradient_checkpointing where"),
+        ("ddpo", {"quantise": "4bit", "lora": None}, CPU, "quantise is '4bit', but without LoRA"),
+        ("ddpo", {"load_in_4bit": True}, CPU, "Did you mean `--quantise 4bit`"),
+        ("ddpo", {"enable_xformers_memory_efficient_attention": True}, CPU, "`--attention_backend xformers`"),
+    ],
+)
+def test_switches_that_do_nothing_are_refused(algorithm: str, flags: Any, device: torch.device, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        fitting.within(resolved(algorithm, **flags), device)
+
+
+def test_switches_reach_the_estimate_and_the_configuration() -> None:
+    flags = {"vae_tiling": True, "resolution": 64, "cpu_offload": True, "quantise": "8bit"}
+    asked = resolved(attention_backend="_native_math", compile=True, **flags)
+    assert fitting.within(asked, torch.device("xpu"))[0] is asked.run
+    setup = fitting._setup(asked, asked.run, 1)
+    assert (setup.vae_tiling, setup.cpu_offload, setup.quantise, setup.kernel) == (True, True, "8bit", "math")
+    text = yaml.safe_load(config.as_yaml(asked.tree, asked.origin))
+    stated = {"attention_backend": "_native_math", "compile": True, **flags}
+    assert {name: text[name] for name in stated} == stated

@@ -15,8 +15,9 @@ from torch import nn
 import tiny
 from tastemaker import memory
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
-from tastemaker.memory import Setup, estimate, fit
-from tastemaker.metering import Cost, measure, network
+from tastemaker.budget import _largest, fit
+from tastemaker.memory import Setup, estimate
+from tastemaker.metering import Cost, decoding, measure, network
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
 from toy_runs import iteration_of, plan_of
@@ -236,6 +237,49 @@ def test_fit_slices_the_vae_only_where_that_makes_the_room() -> None:
     assert fit(whole - 1, setup, most=1, cuda=False).setup.vae_slicing
 
 
+def test_tiles_bound_what_decoding_takes(small: Path) -> None:
+    wide = Setup(small, LoRA(rank=2), height=32, width=32)
+    assert memory.tiles(wide) and not memory.tiles(Setup(small, LoRA(rank=2)))
+    whole, tiled = (estimate(replace(wide, vae_tiling=on)).of("a decoding call") for on in (False, True))
+    assert tiled < whole / 2
+    # Where the gradient passes through them they overlap, and all of their activations are kept.
+    vae = (small / "vae" / "config.json").read_text()
+    kept = [decoding(vae, "no", (1, 4, 16, 16), "efficient", False, True, on).saved for on in (False, True)]
+    assert kept[1] > 1.5 * kept[0]
+
+
+def test_fit_turns_to_tiles_when_nothing_else_fits() -> None:
+    small = UNET | {"block_out_channels": [32] * 4, "attention_head_dim": 4}  # beside it decoding is what takes most
+    setup = Setup({"unet": small, "vae": VAE}, LoRA(), sampling_batch=1, width=768)
+    sliced, tiled = (
+        estimate(replace(setup, vae_slicing=True, vae_tiling=on), cuda=False).needed for on in (False, True)
+    )
+    assert tiled < sliced
+    assert not fit(sliced, setup, most=1, cuda=False).setup.vae_tiling
+    found = fit(sliced - 1, setup, most=1, cuda=False)
+    assert found.setup.vae_tiling and "VAE tiling on; about" in found.words
+    with pytest.raises(ValueError, match="is not enough"):
+        fit(sliced - 1, setup, most=1, fixed=("vae_tiling",), cuda=False)
+
+
+def test_a_decoder_that_visits_is_there_for_decoding(small: Path) -> None:
+    here, away = (estimate(Setup(small, LoRA(rank=2), cpu_offload=on)) for on in (False, True))
+    assert here.during("always") - away.during("always") == here.of("decoder") == away.of("decoder") > 0
+    assert away.during("decoding") == here.during("decoding") + here.of("decoder")
+
+
+def test_bits_of_the_frozen_network() -> None:
+    """Linear layers are packed, with their scales; convolutions and what is trained are not."""
+    setup = Setup(LARGE, LoRA(rank=4), mixed_precision="bf16")
+    whole, eight, four = (estimate(replace(setup, quantise=bits)) for bits in (None, "8bit", "4bit"))
+    layers = [one for one in network(json.dumps(UNET), LoRA(rank=4), "bf16").modules() if type(one) is nn.Linear]
+    packed = [one.weight for one in layers if not one.weight.requires_grad]
+    count, rows = sum(one.numel() for one in packed), sum(len(one) for one in packed)
+    assert whole.of("network") - eight.of("network") == count - 4 * rows
+    assert whole.of("network") - four.of("network") == pytest.approx(count * (2 - 0.5 - 4 / 64), rel=1e-4)
+    assert eight.of("trained weights") == four.of("trained weights") == whole.of("trained weights")
+
+
 def test_fit_leaves_what_the_user_chose(small: Path, budget: Any) -> None:
     setup = Setup(small, LoRA(rank=2), micro_batch=3, sampling_batch=1, gradient_checkpointing=True)
     found = fit(budget(50), setup, most=100, fixed={"micro_batch", "gradient_checkpointing"}, cuda=False)
@@ -255,7 +299,7 @@ def test_too_little_memory_says_how_much_is_needed(small: Path, budget: Any) -> 
 def test_the_search_finds_what_trying_all_would(steps: list[int], budget: int, start: int) -> None:
     sums = [start + sum(steps[:k]) for k in range(len(steps) + 1)]
     fitting = [count for count in range(1, len(sums)) if sums[count] <= budget]
-    assert memory._largest(lambda count: sums[count], budget, 1, len(sums) - 1) == (fitting[-1] if fitting else 0)
+    assert _largest(lambda count: sums[count], budget, 1, len(sums) - 1) == (fitting[-1] if fitting else 0)
 
 
 def test_configs_that_are_missing_or_of_another_kind(small: Path, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_run_that_was_fitted_goes_on_and_its_configuration_is_a_recipe(tmp_pat
     argv = runs.small(output, "--plan.micro_batch", "none", "--fit", "1GB")
     lines = [line.split() for line in runs.train(argv).out.splitlines()]
     said = [words[0] for words in lines if words[-1:] == ["fit"]]
-    assert said == ["gradient_checkpointing", "vae_slicing", "plan.micro_batch"]
+    assert said == ["gradient_checkpointing", "vae_slicing", "vae_tiling", "plan.micro_batch"]
     stated = {text.partition(":")[0]: note for text, note in runs.origins(output).items()}
     assert [stated[name] for name in ("micro_batch", "gradient_checkpointing", "vae_slicing")] == ["fit"] * 3
     found = runs.settings(output)

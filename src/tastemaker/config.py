@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tastemaker.build import Where, attribute, build, entry_of, plain, suggest
-from tastemaker.layers import RESOLVED, SHORT, Layer, Mark, Switch, layer, leave_open, read_recipe, stack
-from tastemaker.policy.load import BUILT_IN, SAYS
+from tastemaker.layers import ELSEWHERE, RESOLVED, SHORT, Layer, Mark, Switch, layer, leave_open, read_recipe, stack
+from tastemaker.policy.load import BUILT_IN, SAYS, folder
+from tastemaker.policy.presets import preset
 from tastemaker.prompts.sources import TABLE as PROMPTS
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards.terms import is_sum, whole
@@ -25,26 +26,6 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 FULL_LEARNING_RATE = 1e-5  # without LoRA: what the seed systems' papers use on the whole network
 
-# Other tools' names of our settings, for the suggestion.
-ELSEWHERE = {
-    "clip_range": "algorithm.clip",
-    "train_clip_range": "algorithm.clip",
-    "num_inference_steps": "algorithm.steps",
-    "sample_num_steps": "algorithm.steps",
-    "sample_eta": "algorithm.sampler.eta",
-    "guidance_scale": "algorithm.guidance",
-    "sample_guidance_scale": "algorithm.guidance",
-    "adam_weight_decay": "algorithm.weight_decay",
-    "max_train_steps": "iterations",
-    "num_epochs": "iterations",
-    "num_train_epochs": "iterations",
-    "train_batch_size": "plan.micro_batch",
-    "sample_batch_size": "plan.sampling_batch",
-    "logdir": "output_dir",
-    "num_checkpoint_limit": "checkpoints_total_limit",
-    "save_freq": "checkpointing_steps",
-    "resume_from": "resume_from_checkpoint",
-}
 # A model may state these for all algorithms; one that has no such field passes over them.
 SHARED = ("steps", "guidance")
 
@@ -108,7 +89,7 @@ def resolve(
 
     `target`: the name of an algorithm or recipe, a recipe's path, or an algorithm object, whose `given` fields stay.
     `flags`: a tree as `flags.parse` makes it, or plain keyword arguments (`spelling="argument"`).
-    `model_defaults`: what the model's folder says in its tastemaker.json.
+    `model_defaults`: what the model brings (`brought`).
     Errors: ValueError with the key as the user wrote it and, for a recipe, the line.
     """
     from tastemaker.settings import RunSettings
@@ -259,6 +240,12 @@ def _origins(
             whole = marks[at[:-1]].origin if key in ("name", "sum") and at[:-1] in marks else ""
             found[path] = by or whole or given.get(path, base)
     return found
+
+
+def brought(model: object) -> dict[str, Any]:
+    """What a model brings: its folder's tastemaker.json, or the preset of a known hub id."""
+    home = folder(model) if isinstance(model, str) else None
+    return model_defaults(home) if home else preset(str(model))
 
 
 def model_defaults(folder: Path) -> dict[str, Any]:

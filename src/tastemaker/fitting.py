@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import torch
 
-from tastemaker import memory
+from tastemaker import budget, memory
 from tastemaker.config import Resolved
 from tastemaker.layers import put
 from tastemaker.plan import Plan
 from tastemaker.planning import CALL_ROWS
+from tastemaker.policy.load import TILE
 from tastemaker.settings import RunSettings
 
 FREE = 0.9  # share of a GPU's free memory that is planned with where no --fit is given
-SWITCHES = ("gradient_checkpointing", "vae_slicing")
+SWITCHES = ("gradient_checkpointing", "vae_slicing", "vae_tiling")
 
 
 def within(
@@ -26,6 +27,7 @@ def within(
     Without `--fit` a CUDA device's free memory limits the items of a call, and nothing else is changed.
     """
     run, cuda = resolved.run, device.type == "cuda"
+    _refuse_idle(resolved, device)
     if run.fit_bytes is None and (not cuda or run.plan.micro_batch is not None):
         return run, None, []
     most = min(CALL_ROWS, resolved.algorithm.images * resolved.algorithm.steps)
@@ -33,18 +35,44 @@ def within(
     setup = _setup(resolved, run, run.plan.micro_batch or 1, guided)
     if run.fit_bytes is None:
         return run, _free(setup, most, device), []
-    found = memory.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
+    found = budget.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
     switches = {name: getattr(found.setup, name) for name in SWITCHES}
     return replace(run, **switches), found.setup.micro_batch, [found.words]
+
+
+def _refuse_idle(resolved: Resolved, device: torch.device) -> None:
+    """Refuses switches that would save nothing. Errors: ValueError that says why."""
+    run, differentiates = resolved.run, resolved.algorithm.differentiates
+    if run.cpu_offload and device.type == "cpu":
+        raise ValueError("--cpu_offload has no effect on a CPU, where everything lies already: leave it out.")
+    if run.cpu_offload and differentiates:
+        raise ValueError(
+            "--cpu_offload has no effect where the reward is differentiated: the VAE is at work in every training "
+            "call. Leave it out."
+        )
+    if not run.vae_tiling:
+        return
+    if not memory.tiles(_setup(resolved, run, 1, 1)):
+        raise ValueError(
+            f"--vae_tiling has no effect on these pictures: a tile has {TILE} pixels on a side, or as many as the VAE "
+            "was trained with. Leave it out, or raise --resolution."
+        )
+    chosen = run.fit is None or "gradient_checkpointing" in _stated(resolved)
+    if differentiates and chosen and not run.gradient_checkpointing:
+        raise ValueError(
+            "--vae_tiling needs --gradient_checkpointing where the reward is differentiated: tiles overlap, so the "
+            "activations of all of them take more memory than those of the whole picture. Give both, or neither."
+        )
 
 
 def _free(setup: memory.Setup, most: int, device: torch.device) -> int:
     """The most items of a call that a CUDA device has memory for as it is now."""
     free = torch.cuda.mem_get_info(device)[0]
     try:
-        return memory.fit(int(FREE * free), setup, most=most, fixed=SWITCHES).setup.micro_batch
-    except memory.TooLittle as error:
-        off = " and ".join(f"--{name}" for name in SWITCHES if not getattr(setup, name))
+        return budget.fit(int(FREE * free), setup, most=most, fixed=SWITCHES).setup.micro_batch
+    except budget.TooLittle as error:
+        switches = SWITCHES if memory.tiles(setup) else SWITCHES[:2]
+        off = " and ".join(f"--{name}" for name in switches if not getattr(setup, name))
         ways = f"use {off}, or --fit with an amount, which chooses them" if off else "lower --resolution"
         raise ValueError(
             f"{memory.size(free)} of the memory of {device} are free, too little for one item a call, which needs "
@@ -79,6 +107,13 @@ def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device
     return rows if cuda or run.fit is not None or run.dry_run else rows[-1:]
 
 
+def least(resolved: Resolved, run: RunSettings, device: torch.device, guiding_rows: int = 2) -> memory.Memory:
+    """What one item a call needs, where nobody asked for more."""
+    guided = guiding_rows if resolved.algorithm.guidance > 1 else 1
+    setup = _setup(resolved, run, run.plan.micro_batch or 1, guided)
+    return memory.estimate(setup, cuda=device.type == "cuda")
+
+
 def _setup(resolved: Resolved, run: RunSettings, micro_batch: int, guided: int) -> memory.Setup:
     assert run.model is not None
     sets, algorithm = resolved.algorithm.sets, resolved.algorithm
@@ -89,10 +124,14 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int, guided: int) 
         mixed_precision=run.mixed_precision,
         height=run.height or run.resolution,
         width=run.width or run.resolution,
+        kernel="math" if run.attention_backend == "_native_math" else "efficient",
         guided=guided,
         micro_batch=micro_batch,
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,
+        vae_tiling=run.vae_tiling,
+        cpu_offload=run.cpu_offload,
+        quantise=run.quantise,
         use_8bit_adam=run.use_8bit_adam,
         depth=algorithm.calls(range(algorithm.steps)).depth,
         differentiates=algorithm.differentiates,

@@ -24,6 +24,40 @@ SHORT = {
     "lora_alpha": "lora.alpha",
 }
 
+# Other tools' names of our settings, for the suggestion.
+ELSEWHERE = {
+    "clip_range": "algorithm.clip",
+    "train_clip_range": "algorithm.clip",
+    "num_inference_steps": "algorithm.steps",
+    "sample_num_steps": "algorithm.steps",
+    "sample_eta": "algorithm.sampler.eta",
+    "guidance_scale": "algorithm.guidance",
+    "sample_guidance_scale": "algorithm.guidance",
+    "adam_weight_decay": "algorithm.weight_decay",
+    "max_train_steps": "iterations",
+    "num_epochs": "iterations",
+    "num_train_epochs": "iterations",
+    "train_batch_size": "plan.micro_batch",
+    "sample_batch_size": "plan.sampling_batch",
+    "logdir": "output_dir",
+    "num_checkpoint_limit": "checkpoints_total_limit",
+    "save_freq": "checkpointing_steps",
+    "resume_from": "resume_from_checkpoint",
+    "enable_xformers_memory_efficient_attention": "attention_backend xformers",
+    "attn_implementation": "attention_backend",
+    "enable_vae_slicing": "vae_slicing",
+    "enable_vae_tiling": "vae_tiling",
+    "enable_slicing": "vae_slicing",
+    "enable_tiling": "vae_tiling",
+    "torch_compile": "compile",
+    "offload": "cpu_offload",
+    "enable_model_cpu_offload": "cpu_offload",
+    "load_in_8bit": "quantise 8bit",
+    "load_in_4bit": "quantise 4bit",
+    "bnb_quantization_config_path": "quantise",
+    "train_use_8bit_adam": "use_8bit_adam",
+}
+
 RESOLVED = "resolved"  # the key of a file that states every setting
 
 

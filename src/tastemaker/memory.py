@@ -1,4 +1,4 @@
-"""What a run needs of a device's memory, before anything is loaded; and the settings that fit into what there is.
+"""What a run needs of a device's memory, before anything is loaded.
 
     peak = what is always there + the largest of: reading prompts, sampling, decoding, learning, stepping
 
@@ -9,21 +9,24 @@ read. What a reward keeps on the device comes on top.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor, nn
+
 from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
 from tastemaker.policy.facts import own_sides, text_tokens
-from tastemaker.policy.load import configs, elsewhere
+from tastemaker.policy.load import TILE, configs, elsewhere
 from tastemaker.policy.weights import LoRA
 
 DENOISERS = ("unet", "transformer")  # what the network that is trained is called in a model's folder
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
 GRAPH_PIXELS = 512 * 512  # the same where the gradient goes through it
 BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: an fp32 scale for each block; smaller tensors stay fp32
+BLOCK_4BIT = 64  # its NF4: numbers that share a scale
 # Allowances, not measured: a CUDA context and its libraries lie outside of what torch allocates, and what torch
 # allocates falls into pieces, some of them too small to be of use.
 CONTEXT, SLACK = 600 * 2**20, 0.05
@@ -50,6 +53,12 @@ class Setup:
     gradient_checkpointing: bool = False
     vae_slicing: bool = False
     """Decode one picture at a time."""
+    vae_tiling: bool = False
+    """Decode in tiles where pictures are larger than one."""
+    cpu_offload: bool = False
+    """The VAE is there while it decodes."""
+    quantise: str | None = None
+    """Bits of the frozen network's linear layers: "8bit", "4bit"."""
     use_8bit_adam: bool = False
     sets: tuple[str, ...] = ("base",)
     """Weight sets as `policy.load.load` takes them, "ema" among them."""
@@ -103,26 +112,6 @@ class Memory:
         return [*rows, ("memory", size(self.peak), f"at most; {size(self.needed)} with what the device itself takes")]
 
 
-class Fit(NamedTuple):
-    """What `fit` chose, what that needs, and both in words."""
-
-    setup: Setup
-    memory: Memory
-    words: str
-
-
-class TooLittle(ValueError):
-    """Not even one item a call fits; `least` is what that would need."""
-
-    def __init__(self, budget: int, least: Memory) -> None:
-        super().__init__(
-            f"--fit {size(budget)} is not enough: at least {size(least.needed)} are needed, "
-            f"{size(least.during('always'))} of them always. Train a LoRA with --mixed_precision, lower --resolution, "
-            "or use --use_8bit_adam."
-        )
-        self.least = least
-
-
 def size(count: int) -> str:
     """Bytes as people write them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
@@ -133,19 +122,24 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
     model = _configs(setup)
     denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
     trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
-    frozen = sum(one.nbytes for one in (*denoiser.parameters(), *denoiser.buffers()) if not one.requires_grad)
+    frozen = _frozen(denoiser, setup.quantise)
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
     moments = sum(_moments(count, setup.use_8bit_adam) for count in trained)
     fp32 = 4 * sum(trained)
     lines = [
-        Line("always", "network", frozen, "frozen weights"),
+        Line("always", "network", frozen, f"frozen weights{f', {setup.quantise}' if setup.quantise else ''}"),
         Line("always", "trained weights", fp32, f"{sum(trained):,} numbers in fp32"),
         Line("always", "gradients", fp32, "in fp32"),
         Line("always", "optimizer", moments, "AdamW in 8 bits" if setup.use_8bit_adam else "AdamW's two moments, fp32"),
         Line("always", "weight sets", fp32 * len(copies), ", ".join(copies)),
-        Line("always", "decoder", sum(p.nbytes for p in vae.parameters()), f"VAE, {str(vae.dtype).split('.')[1]}"),
+        Line(
+            "decoding" if setup.cpu_offload else "always",
+            "decoder",
+            sum(p.nbytes for p in vae.parameters()),
+            f"VAE, {str(vae.dtype).split('.')[1]}",
+        ),
         Line("reading prompts", "text encoder", texts * (4 if setup.mixed_precision == "no" else 2), "a visitor"),
         *_calls(setup, model),
         Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
@@ -153,62 +147,11 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
     return Memory(tuple(lines), CONTEXT if cuda else 0)
 
 
-def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cuda: bool = True) -> Fit:
-    """The largest micro_batch up to `most` that needs no more than `budget` bytes.
-
-    Without gradient checkpointing if any fits so, and with VAE slicing only where that makes the room. fixed: what of
-    micro_batch, gradient_checkpointing and vae_slicing the user chose, and stays. Errors: TooLittle if nothing fits.
-    """
-
-    def options(name: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (getattr(setup, name),) if name in fixed else choices
-
-    least: Memory | None = None
-    for checkpointing in options("gradient_checkpointing", (False, True)):
-        sliced = options("vae_slicing", (True,))[0]
-        tried = replace(setup, gradient_checkpointing=checkpointing, vae_slicing=sliced)
-
-        def needed(count: int, tried: Setup = tried) -> int:
-            return estimate(replace(tried, micro_batch=count), cuda=cuda).needed
-
-        low, high = (setup.micro_batch,) * 2 if "micro_batch" in fixed else (1, most)
-        if not (count := _largest(needed, budget, low, high)):
-            least = estimate(replace(tried, micro_batch=low), cuda=cuda)
-            continue
-        chosen = replace(tried, micro_batch=count)
-        for slicing in options("vae_slicing", (False, True)):
-            chosen = replace(chosen, vae_slicing=slicing)
-            if (memory := estimate(chosen, cuda=cuda)).needed <= budget:
-                return Fit(chosen, memory, _words(budget, chosen, memory))
-    assert least is not None
-    raise TooLittle(budget, least)
-
-
-def _words(budget: int, setup: Setup, memory: Memory) -> str:
-    switches = {"gradient checkpointing": setup.gradient_checkpointing, "VAE slicing": setup.vae_slicing}
-    said = ", ".join(f"{what} {'on' if on else 'off'}" for what, on in switches.items())
-    return (
-        f"to fit {size(budget)}: up to {setup.micro_batch} items a call, {said}; about {size(memory.needed)} are needed"
-    )
-
-
-def _largest(needed: Callable[[int], int], budget: int, low: int, high: int) -> int:
-    """The largest count with needed(count) <= budget, 0 if there is none.
-
-    `needed` grows nearly linearly: the next count to try is where the line through the last two meets the budget.
-    """
-    if (at_low := needed(low)) > budget:
-        return 0
-    if low == high or (at_high := needed(high)) <= budget:
-        return high
-    while high - low > 1:
-        middle = low + (budget - at_low) * (high - low) // (at_high - at_low)
-        middle = min(max(middle, low + 1), high - 1)
-        if (at_middle := needed(middle)) <= budget:
-            low, at_low = middle, at_middle
-        else:
-            high, at_high = middle, at_middle
-    return low
+def tiles(setup: Setup) -> bool:
+    """Whether pictures are larger than a tile of the VAE, so that `vae_tiling` does something."""
+    model = _configs(setup)
+    _, *sides = _latent_shape(setup, model)
+    return max(sides) * _factor(model["vae"]) > min(TILE, json.loads(model["vae"]).get("sample_size", TILE))
 
 
 def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
@@ -226,7 +169,7 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
         return denoising(*key, (rows, *latent), tokens, checkpointing, grad, setup.kernel)
 
     sampling = calling(pictures * setup.guided, False, False)
-    decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel)
+    decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel, tiled=setup.vae_tiling)
     learning = calling(rows, setup.gradient_checkpointing, True)
     other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
     otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
@@ -251,7 +194,22 @@ def _differentiated(setup: Setup, vae: str, latent: tuple[int, int, int]) -> int
     pixels = latent[1] * latent[2] * _factor(vae) ** 2
     at_once = 1 if setup.vae_slicing else min(setup.micro_batch, max(1, GRAPH_PIXELS // pixels))
     shape = (at_once, *latent)
-    return decoding(vae, setup.mixed_precision, shape, setup.kernel, setup.gradient_checkpointing, True).peak
+    how = (setup.kernel, setup.gradient_checkpointing, True, setup.vae_tiling)
+    return decoding(vae, setup.mixed_precision, shape, *how).peak
+
+
+def _frozen(network: nn.Module, quantise: str | None) -> int:
+    """Bytes of the weights that are not trained; bitsandbytes packs those of linear layers, fp32 scales beside them."""
+    linear = {id(one.weight) for one in network.modules() if quantise and isinstance(one, nn.Linear)}
+    frozen = [one for one in network.parameters() if not one.requires_grad]
+    fixed = sum(one.nbytes for one in network.buffers())  # a table of positions can be a tenth of a network
+    return fixed + sum(_packed(one, quantise) if id(one) in linear else one.nbytes for one in frozen)
+
+
+def _packed(weight: Tensor, quantise: str | None) -> int:
+    """4bit: half a byte a number and a scale for each block; 8bit: a byte a number and a scale for each row."""
+    count = weight.numel()
+    return count // 2 + 4 * -(-count // BLOCK_4BIT) if quantise == "4bit" else count + 4 * len(weight)
 
 
 def _moments(count: int, in_8bit: bool) -> int:

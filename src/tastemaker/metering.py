@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tastemaker.policy.load import half, quiet
+from tastemaker.policy.switches import tile
 from tastemaker.policy.weights import LoRA, Weights
 
 # Autocast on CUDA computes the first in half precision and the others in fp32; all else takes what it gets. (Of torch's
@@ -185,6 +186,8 @@ def autoencoder(config: str, precision: str) -> Any:
         vae = diffusers.AutoencoderKL.from_config(values)
         # with force_upcast it overflows in half precision, and policies keep it in fp32
         vae.to(torch.float32 if vae.config.force_upcast else half(precision) or torch.float32)
+    # Blending tiles, row by row, takes a minute here and next to no memory there.
+    vae.blend_v = vae.blend_h = lambda beside, tile, extent: tile
     return vae.eval()
 
 
@@ -271,9 +274,11 @@ def decoding(
     kernel: str,
     checkpointing: bool = False,
     grad: bool = False,
+    tiled: bool = False,
 ) -> Cost:
     """`grad`: the gradient goes through the decoder, into the latents."""
     vae = autoencoder(config, precision)
+    (tile if tiled else type(vae).disable_tiling)(vae)
     (vae.enable_gradient_checkpointing if checkpointing else vae.disable_gradient_checkpointing)()
     latents = torch.empty(shape, device="meta", dtype=vae.dtype, requires_grad=grad)
     return measure(vae, lambda: vae.decode(latents, return_dict=False)[0], kernel=kernel, grad=grad)

@@ -184,18 +184,29 @@ def show(
             settings.add_row(path, _short(value), f"[dim]{by}[/dim]")
     console.print("[bold]Settings[/bold] (all of them: config.yaml)")
     console.print(settings)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for quantity, number, reason in plan.table():
-        table.add_row(quantity, number, f"[dim]{reason}[/dim]")
     console.print("\n[bold]Plan[/bold]")
-    console.print(table)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for what, amount, reason in memory:
-        table.add_row(what, amount, f"[dim]{reason}[/dim]")
+    console.print(_rows(plan.table()))
     console.print("\n[bold]Memory of the device[/bold] (estimated)")
-    console.print(table)
+    console.print(_rows(memory))
     for note in notes:
         console.print(note)
+
+
+def announce(needs: Sequence[tuple[str, str, str]]) -> None:
+    """Prints what is about to be fetched, and what that is for, where anything is."""
+    if not needs:
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("[bold]Before the model is loaded[/bold] (estimated)")
+    console.print(_rows(needs))
+
+
+def _rows(found: Sequence[tuple[str, str, str]]) -> Table:
+    """Rows (what, amount, why) in columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for what, amount, reason in found:
+        table.add_row(what, amount, f"[dim]{reason}[/dim]")
+    return table
 
 
 def leaves(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tastemaker import config, devices, fitting, folder, planning
+from tastemaker import config, devices, fitting, folder, planning, provision
 from tastemaker.build import attribute
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
@@ -69,7 +69,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     """Resolves, refuses, loads, plans, and prints the plan. Errors: ValueError that names the setting as typed."""
     model = config.asked(target, flags).get("model")
     home = model_folder(model) if isinstance(model, str) else None
-    resolved = config.resolve(target, flags, config.model_defaults(home) if home else {}, spelling=spelling)
+    resolved = config.resolve(target, flags, config.brought(model), spelling=spelling)
     run, algorithm, dashes = resolved.run, resolved.algorithm, "--" if spelling == "flag" else ""
     naming = partial(resolved.where.naming, algorithm)
     device = torch.device(devices.pick(run.device))
@@ -93,7 +93,11 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     _refuse(resolved, home, output, dashes)
     if not run.dry_run:
         load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
-    fitted, words, policy, plan = _solved(resolved, naming, device, world.size, guiding.rows)
+    with naming():
+        fitted, limit, words = fitting.within(resolved, device, guiding.rows)
+    if world.rank == 0:
+        planning.announce(provision.needs(resolved, fitted, device, output, guiding.rows))
+    policy, plan = _solved(resolved, fitted, naming, device, world.size, limit, guiding.rows)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)
     if world.rank == 0:
@@ -105,19 +109,19 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
 
 def _solved(
     resolved: config.Resolved,
+    fitted: RunSettings,
     naming: Callable[[], AbstractContextManager[None]],
     device: torch.device,
     devices: int,
+    limit: int | None,
     guiding_rows: int,
-) -> tuple[RunSettings, list[str], Exportable, Plan]:
-    """The settings that fit the memory, what is to be said of it, the model, and the plan."""
-    with naming():
-        fitted, limit, words = fitting.within(resolved, device, guiding_rows)
+) -> tuple[Exportable, Plan]:
+    """The model, and the plan for so many items a call at most."""
     policy = load_policy(fitted, device, resolved.algorithm.sets)
     with naming():
         schedule = policy.schedule(resolved.algorithm.steps)
         plan = planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
-        return fitted, words, policy, replace(plan, guiding_rows=guiding_rows)
+        return policy, replace(plan, guiding_rows=guiding_rows)
 
 
 def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:
@@ -220,6 +224,11 @@ def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = 
         width=run.width,
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,
+        vae_tiling=run.vae_tiling,
+        attention_backend=run.attention_backend,
+        compile=run.compile,
+        cpu_offload=run.cpu_offload,
+        quantise=run.quantise,
         revision=run.revision,
         variant=run.variant,
         sets=(*sets, "ema") if run.ema is not None else sets,

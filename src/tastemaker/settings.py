@@ -86,6 +86,11 @@ class RunSettings:
     lora: LoRA | None = field(default_factory=LoRA)  # the adapter; `--no-lora` trains the whole network
     gradient_checkpointing: bool = False  # compute activations again in the backward pass instead of keeping them
     vae_slicing: bool = False  # decode one picture at a time
+    vae_tiling: bool = False  # decode large pictures in overlapping tiles, which shows slightly other pictures
+    attention_backend: str | None = None  # diffusers' name of a kernel: flash, xformers, ...; none is torch's choice
+    compile: bool = False  # torch.compile of the blocks that the network repeats: slow to begin, then faster
+    cpu_offload: bool = False  # the VAE visits the device for decoding alone
+    quantise: Literal["8bit", "4bit"] | None = None  # bits of the frozen network (pip install 'tastemaker[memory]')
     adam_beta1: float = 0.9  # AdamW's memory of the gradient
     adam_beta2: float = 0.999  # and of its square
     adam_epsilon: float = 1e-8  # added to the root of that before it divides
@@ -137,6 +142,10 @@ class RunSettings:
         need(
             not (self.overwrite and self.resume_from_checkpoint),
             "overwrite empties the folder that resume_from_checkpoint would read: give one of them.",
+        )
+        need(
+            self.quantise is None or self.lora is not None,
+            f"quantise is {self.quantise!r}, but without LoRA the whole network is trained: leave one of them out.",
         )
         if self.fit is not None:
             amount(self.fit)

@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"process", "prompts", "policy"},
         {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},
     ),
+    "policy.presets": (set(), {"yaml"}),
     "iteration": (SEAM, {"torch"}),
     "rollout": (SEAM | {"iteration", "rewards.scoring"}, {"torch"}),
     "surrogate": (SEAM | {"iteration", "rollout"}, {"torch"}),
@@ -56,6 +57,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "metering": ({"policy"}, {"torch", "diffusers", "transformers"}),
     "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
+    "budget": ({"memory"}, set()),
     "reports": ({"reports"}, {"PIL", "accelerate", "jinja2", "numpy", "tqdm", "rich", "trackio", "wandb", "yaml"}),
     "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy", "safetensors"}),
     "reward_training": (JUDGING | {"reward_training"}, {"torch"}),
@@ -77,13 +79,19 @@ ROOT_MODULES |= {
     "outcome",
     "planning",
     "preparation",
+    "provision",
     "reporting",
     "results",
     "run",
 }
 ROOT_MODULES |= {"comparison", "judging", "sampling", "settings", "shelf", "subjects", "sweep_report", "sweeping"}
 # Reached through tables of strings, or by one module alone.
-ONLY_FROM = {"shapes": {"shapes"}, "memory": {"memory", "fitting"}, "metering": {"metering", "memory"}}
+ONLY_FROM = {
+    "shapes": {"shapes"},
+    "memory": {"memory", "budget", "fitting", "provision"},
+    "budget": {"budget", "fitting"},
+    "metering": {"metering", "memory"},
+}
 
 # import name -> the name in pyproject.toml, where they differ
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}

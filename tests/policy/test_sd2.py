@@ -17,6 +17,7 @@ from policy.test_sdxl import layers, same
 from tastemaker.metering import text_weights
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.weights import LoRA
+from tastemaker.process.samplers import DDIM
 
 UNET: dict[str, Any] = {  # stabilityai/stable-diffusion-2-1, as published
     "_class_name": "UNet2DConditionModel",

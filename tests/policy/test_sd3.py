@@ -18,8 +18,9 @@ import runs
 import tastemaker as tm
 import tiny_flow
 from tastemaker import metering
+from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, save
-from tastemaker.memory import Setup, estimate, fit
+from tastemaker.memory import Setup, estimate
 from tastemaker.policy import pipelines, single_file
 from tastemaker.policy.load import find, load, quiet
 from tastemaker.policy.padding import PADDING

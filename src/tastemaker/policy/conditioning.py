@@ -51,7 +51,7 @@ class TextCache:
     `encode` gets the texts that are missing and returns their encodings, on the CPU, in the same order.
     """
 
-    def __init__(self, encode: Callable[[list[str]], list[Encoded]], limit: int = 256 * 2**20) -> None:
+    def __init__(self, encode: Callable[[list[str]], list[Encoded]], limit: int = 2**30) -> None:
         self._encode = encode
         self._limit = limit
         self._entries: OrderedDict[str, Encoded] = OrderedDict()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tastemaker.policy import pipelines
+from tastemaker.policy import pipelines, switches
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
 from tastemaker.policy.facts import own_sides
 from tastemaker.policy.hub import INDEX
@@ -47,12 +47,13 @@ class LatentPolicy(ABC):
 
     def __init__(self, request: Request, kind: Any, component: str) -> None:
         """kind: the diffusers pipeline class; component: its name for the network that is trained."""
+        switches.check(request)
         lora = request.lora  # its file is small: what is wrong with it is said before gigabytes are read
         self._start = read(lora.file, kind, component) if lora and lora.file else None
         self.device = request.device
         self.rows = Rows()
         self._half = half(request.mixed_precision)
-        self._slicing = request.vae_slicing
+        self._slicing, self._visits = request.vae_slicing, request.cpu_offload
         # Pays on GPUs of these kinds; on a CPU the small built-in model is a tenth slower so.
         self._format = torch.channels_last if self.device.type in ("cuda", "xpu") else torch.contiguous_format
         # What is trained stays fp32. Frozen networks may be half, except the VAE, which is decided by its own config.
@@ -60,7 +61,7 @@ class LatentPolicy(ABC):
         texts = [name for name in request.files.contents if name.startswith("text_encoder")]
         dtypes = {component: frozen if lora else torch.float32, "default": torch.float32} | dict.fromkeys(texts, frozen)
         self._files, self._component = request.files, component
-        self._pipeline = pipelines.read(request.files, dtypes)
+        self._pipeline = pipelines.read(request.files, dtypes, switches.bits(request, component))
         missing = [name for name in (component, "vae", *self.needs) if getattr(self._pipeline, name) is None]
         if missing:
             raise ValueError(
@@ -76,15 +77,14 @@ class LatentPolicy(ABC):
         """Devices, dtypes, memory format; then the adapter, which takes them over."""
         for encoder in self._encoders:
             encoder.requires_grad_(False).eval()
-        self._vae.requires_grad_(False).eval().to(self.device, memory_format=self._format)
+        self._vae.requires_grad_(False).eval().to(memory_format=self._format)
+        self._vae.to("cpu" if self._visits else self.device)
         if self._half and not self._vae.config.force_upcast:  # with it, it would overflow in fp16
             with quiet():
                 self._vae.to(self._half)
         network = self._denoiser
         network.to(self.device, memory_format=self._format)
-        if request.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-            self._vae.enable_gradient_checkpointing()
+        switches.prepare(request, network, self._vae)
         self._weights = Weights(network, request.lora, sets=request.sets, start=self._start, seed=request.seed)
         self._start = None
 
@@ -165,8 +165,10 @@ class LatentPolicy(ABC):
     def decode(self, x0: Tensor) -> Tensor:
         graph = torch.is_grad_enabled() and x0.requires_grad
         parts = x0.split(self._rows_per_call(GRAPH_PIXELS if graph else CALL_PIXELS))
+        assert not (graph and self._visits), "backward needs a VAE that stays on the device"
         if not graph or (len(x0) * self._pixels <= KEPT_PIXELS and not self._slicing):
-            return torch.cat([self._decode(part) for part in parts])
+            with switches.visiting(self._vae, self.device, leaves=self._visits):
+                return torch.cat([self._decode(part) for part in parts])
         once_more = [checkpoint(self._decode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
         return torch.cat(once_more)
 
@@ -181,10 +183,11 @@ class LatentPolicy(ABC):
         """The mode of the VAE's posterior: no noise of its own."""
         config = self._vae.config
         parts = []
-        for part in images.to(self.device).split(self._rows_per_call(CALL_PIXELS)):
-            pixels = (part * 2 - 1).to(self._vae.dtype).contiguous(memory_format=self._format)
-            latents = self._vae.encode(pixels).latent_dist.mode().float()
-            parts.append((latents - (config.shift_factor or 0.0)) * config.scaling_factor)
+        with switches.visiting(self._vae, self.device, leaves=self._visits):
+            for part in images.to(self.device).split(self._rows_per_call(CALL_PIXELS)):
+                pixels = (part * 2 - 1).to(self._vae.dtype).contiguous(memory_format=self._format)
+                latents = self._vae.encode(pixels).latent_dist.mode().float()
+                parts.append((latents - (config.shift_factor or 0.0)) * config.scaling_factor)
         return torch.cat(parts).contiguous()
 
     def _rows_per_call(self, pixels: int) -> int:
@@ -223,8 +226,8 @@ class LatentPolicy(ABC):
 
     def pipeline(self) -> Any:
         """The live pipeline, adapter included; with mixed precision and LoRA call it under the same autocast."""
-        for encoder in self._encoders:
-            encoder.to(self.device)
+        for part in (*self._encoders, self._vae):
+            part.to(self.device)
         return self._pipeline
 
     def save_pipeline(self, folder: Path) -> None:
@@ -248,9 +251,8 @@ class LatentPolicy(ABC):
                 found = [self._encode_text(text) for text in texts]
             return [{name: tensor[0].cpu() for name, tensor in one.items()} for one in found]
         finally:
-            if self.device.type != "cpu":
-                for encoder in self._encoders:
-                    encoder.to("cpu")
+            for encoder in self._encoders:
+                encoder.to("cpu")
 
     def _warn_of_truncation(self, texts: list[str]) -> None:
         tokenizer, most = self._longest()

@@ -35,6 +35,8 @@ BUILT_IN = {"shapes": "tastemaker.shapes.assets:folder", "shapes-flow": "tastema
 
 SAYS = "tastemaker.json"  # in a model's folder: settings it goes well with, and parts it shares with another
 
+TILE = 512  # pixels of the longest side of a tile, where the VAE works in tiles
+
 HALVES = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
 """`--mixed_precision` -> torch's name of the half-precision dtype; None is fp32 throughout."""
 
@@ -71,6 +73,11 @@ class Request:
     mixed_precision: str
     gradient_checkpointing: bool
     vae_slicing: bool
+    vae_tiling: bool
+    attention_backend: str | None
+    compile: bool
+    cpu_offload: bool
+    quantise: str | None
     sets: tuple[str, ...]
     seed: int
 
@@ -86,6 +93,11 @@ def load(
     width: int | None = None,
     gradient_checkpointing: bool = False,
     vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    attention_backend: str | None = None,
+    compile: bool = False,
+    cpu_offload: bool = False,
+    quantise: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     sets: tuple[str, ...] = ("base",),
@@ -102,17 +114,9 @@ def load(
     if mixed_precision not in HALVES:
         raise ValueError(f"--mixed_precision is {mixed_precision!r}, it must be one of {', '.join(HALVES)}.")
     files = find(model, revision, variant)
-    request = Request(
-        files=files,
-        size=Size(resolution, height, width),
-        lora=lora,
-        device=torch.device(device),
-        mixed_precision=mixed_precision,
-        gradient_checkpointing=gradient_checkpointing,
-        vae_slicing=vae_slicing,
-        sets=sets,
-        seed=seed,
-    )
+    switches = (gradient_checkpointing, vae_slicing, vae_tiling, attention_backend, compile, cpu_offload, quantise)
+    size, place = Size(resolution, height, width), torch.device(device)
+    request = Request(files, size, lora, place, mixed_precision, *switches, sets, seed)
     return _family(files)(request)
 
 

@@ -27,7 +27,10 @@ SDXL = SimpleNamespace(layers_per_block=2)
 # How the names of a component's own layers begin.
 ROOTS = {
     "unet": ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding."),
-    "transformer": ("transformer_blocks.", "pos_embed.", "time_text_embed.", "context_embedder.", "norm_out.", "proj_"),
+    "transformer": (
+        *("transformer_blocks.", "single_transformer_blocks.", "pos_embed.", "x_embedder."),
+        *("time_text_embed.", "context_embedder.", "norm_out.", "proj_"),
+    ),
 }
 
 # What a file that is no LoRA is known by: the first pattern that a key of it matches.

@@ -16,9 +16,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor
+
+from tastemaker.policy.attention import attend, projected
 
 PADDING = 256  # tokens of zeros: the default `max_sequence_length` of diffusers' pipeline
 
@@ -26,8 +28,11 @@ PADDING = 256  # tokens of zeros: the default `max_sequence_length` of diffusers
 class WeighedPadding(JointAttnProcessor2_0):  # type: ignore[misc]
     """diffusers' joint attention, with the last token of the context counted `padding` times.
 
-    Called without `padding` it is diffusers' own, so a pipeline around the network works as always.
+    Called without `padding` it is diffusers' own, so a pipeline around the network works as always; unless a kernel was
+    chosen, which diffusers' own does not ask for.
     """
+
+    _attention_backend: AttentionBackendName | None = None
 
     def __call__(
         self,
@@ -38,26 +43,26 @@ class WeighedPadding(JointAttnProcessor2_0):  # type: ignore[misc]
         padding: int = 1,
         **kwargs: Any,
     ) -> Any:
-        if padding == 1 or encoder_hidden_states is None:  # the second attention of SD3.5-medium reads no text
+        backend = self._attention_backend
+        if backend is None and (padding == 1 or encoder_hidden_states is None):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        picture = _projected(attn, hidden_states, "to_{}", "norm_{}")
-        text = _projected(attn, encoder_hidden_states, "add_{}_proj", "norm_added_{}")
-        query, key, value = (torch.cat(pair, dim=2) for pair in zip(picture, text, strict=True))
-        extra = query.new_zeros(key.shape[2])
-        extra[-1] = math.log(padding)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=extra.view(1, 1, 1, -1))
-        mixed = mixed.transpose(1, 2).flatten(2)
+        parts = projected(attn, hidden_states, "to_{}", "norm_{}")
+        if encoder_hidden_states is None:  # the second attention of SD3.5-medium reads no text
+            mixed = attend(parts, None, backend).transpose(1, 2).flatten(2)
+            return attn.to_out[1](attn.to_out[0](mixed))
+        text = projected(attn, encoder_hidden_states, "add_{}_proj", "norm_added_{}")
+        parts = [torch.cat(pair, dim=2) for pair in zip(parts, text, strict=True)]
+        mixed = attend(parts, _weights(parts[1], padding), backend).transpose(1, 2).flatten(2)
         seen, read = mixed.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], dim=1)
         if not attn.context_pre_only:
             read = attn.to_add_out(read)
         return attn.to_out[1](attn.to_out[0](seen)), read
 
 
-def _projected(attn: Attention, states: Tensor, project: str, norm: str) -> list[Tensor]:
-    """Query, key and value [B, heads, tokens, width] of one stream."""
-    made = [getattr(attn, project.format(name))(states) for name in "qkv"]
-    made = [part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in made]
-    for place, name in enumerate("qk"):
-        normed = getattr(attn, norm.format(name))
-        made[place] = made[place] if normed is None else normed(made[place])
-    return made
+def _weights(key: Tensor, padding: int) -> Tensor | None:
+    """What is added to the scores of keys [B, heads, tokens, width] so that the last counts `padding` times."""
+    if padding == 1:
+        return None
+    extra = key.new_zeros(key.shape[2])
+    extra[-1] = math.log(padding)
+    return extra.view(1, 1, 1, -1)

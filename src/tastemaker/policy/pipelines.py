@@ -28,9 +28,13 @@ LIBRARIES = ("diffusers", "transformers")
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def read(files: Files, dtypes: Mapping[str, torch.dtype]) -> DiffusionPipeline:
-    """The pipeline on the CPU, each network in its dtype. Errors: ValueError if its weights are not to be had."""
-    pipeline = _loaded(files, dtypes, _unchecked(files))
+def read(files: Files, dtypes: Mapping[str, torch.dtype], bits: Any = None) -> DiffusionPipeline:
+    """The pipeline on the CPU, each network in its dtype; `bits`, diffusers' quantisation config, puts some on a GPU.
+
+    Errors: ValueError if its weights are not to be had.
+    """
+    quantised = {} if bits is None else {"quantization_config": bits}
+    pipeline = _loaded(files, dtypes, {**_unchecked(files), **quantised})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -113,6 +117,12 @@ def _check_folders(files: Files, instead: Mapping[str, Any]) -> None:
             "write [null, null] for what the model can do without, as Stable Diffusion 3 can without text_encoder_3 "
             "and tokenizer_3."
         )
+
+
+def parts(files: Files) -> list[str]:
+    """The parts that training loads from the model's own place."""
+    left = {*_unchecked(files), *files.elsewhere}
+    return [name for name, entry in files.contents.items() if _is_part(entry) and name not in left]
 
 
 def without(files: Files) -> list[str]:

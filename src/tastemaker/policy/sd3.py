@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from tastemaker.policy import flow
+from tastemaker.policy import flow, switches
 from tastemaker.policy.conditioning import Encoded
 from tastemaker.policy.latent import LatentPolicy, sized
 from tastemaker.policy.load import Request
@@ -43,6 +43,7 @@ class StableDiffusion3(LatentPolicy):
         self._prediction = from_velocity
         self._attention: dict[str, int] = {}
         if self._pipeline.text_encoder_3 is None:
+            switches.check_kernel(request, masked=True)
             network.set_attn_processor(WeighedPadding())
             self._attention = {"padding": PADDING}
         self._begin(request)

@@ -1,0 +1,60 @@
+"""What a run needs of the network, of the disk and of its device: told before anything large is fetched."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from tastemaker import fitting
+from tastemaker.config import Resolved
+from tastemaker.memory import Memory, size
+from tastemaker.policy.downloads import Download, downloads
+from tastemaker.policy.load import find
+from tastemaker.settings import RunSettings
+
+KEPT = ("trained weights", "weight sets", "optimizer")  # of the estimate, what a checkpoint holds
+
+
+def needs(
+    resolved: Resolved, run: RunSettings, device: torch.device, output: Path, guiding_rows: int = 2
+) -> list[tuple[str, str, str]]:
+    """Rows (what, amount, why) of a run whose model the hub has; none of a model that is here anyway.
+
+    `run` are the settings with what `--fit` chose. Errors: ValueError naming --model, as loading raises.
+    """
+    assert run.model is not None
+    found = downloads(find(run.model, run.revision, run.variant))
+    if not found:
+        return []
+    least = fitting.least(resolved, run, device, guiding_rows)
+    fetched = sum(one.size for one in found if not one.here)
+    return [
+        ("download", size(fetched), _files(found)),
+        ("disk", size(fetched + _left(run, resolved.algorithm.iterations, least)), _disk(run, output)),
+        ("memory", size(least.needed), "at least, with one item a call; the plan has it for all of them"),
+    ]
+
+
+def _files(found: list[Download]) -> str:
+    here = sum(one.here for one in found)
+    return f"{len(found) - here} files" + (f"; {here} are in the cache" if here else "")
+
+
+def _left(run: RunSettings, iterations: int, memory: Memory) -> int:
+    """Bytes of checkpoints and of what is exported."""
+    trained = memory.of("trained weights")
+    return checkpoints(run, iterations) * sum(memory.of(what) for what in KEPT) + trained
+
+
+def checkpoints(run: RunSettings, iterations: int) -> int:
+    """How many lie in the folder in the end, and one more while it is written."""
+    made = 1 if not run.checkpointing_steps else -(-iterations // run.checkpointing_steps)
+    limit = run.checkpoints_total_limit
+    return made if limit is None else min(made, limit + 1)
+
+
+def _disk(run: RunSettings, output: Path) -> str:
+    place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
+    return f"the download, checkpoints and weights; {size(shutil.disk_usage(place).free)} are free in {place}"
