@@ -21,8 +21,9 @@ import runs
 import tastemaker as tm
 import tiny_flow
 import tiny_flux
+from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, PIPELINE, save
-from tastemaker.memory import Setup, estimate, fit
+from tastemaker.memory import Setup, estimate
 from tastemaker.policy.facts import NONE, TOLD, TWO_ROWS, guiding_of
 from tastemaker.policy.flux import _packed, _unpacked
 from tastemaker.policy.load import load as load_as_is

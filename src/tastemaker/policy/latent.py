@@ -27,6 +27,7 @@ from tastemaker.process.schedule import Schedule
 # Pixels the VAE sees in one call: eight pictures of 512 x 512; with a graph, which keeps every activation, one.
 CALL_PIXELS = 8 * 512 * 512
 GRAPH_PIXELS = 512 * 512
+CPU_PIXELS = 256 * 256  # the activations of more leave a CPU's caches, and a call takes twice as long
 KEPT_PIXELS = 256 * 256  # in all: so few that keeping their graph costs little beside the chain's
 
 
@@ -193,7 +194,8 @@ class LatentPolicy(ABC):
     def _rows_per_call(self, pixels: int) -> int:
         if self._slicing:
             return 1
-        return max(1, pixels // self._pixels)
+        most = min(pixels, CPU_PIXELS) if self.device.type == "cpu" else pixels
+        return max(1, most // self._pixels)
 
     @property
     def _pixels(self) -> int:
