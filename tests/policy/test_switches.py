@@ -80,7 +80,7 @@ def test_the_gradient_passes_through_tiles(model: str) -> None:
 
 def test_a_tile_is_of_512_pixels_where_the_vae_was_made_for_more() -> None:
     with torch.device("meta"):
-        vae = tiny._vae(4, {"sample_size": 1024})
+        vae = tiny.autoencoder({"sample_size": 1024})
     switches.tile(vae)
     assert (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size) == (True, 512, 256)
 
@@ -158,6 +158,7 @@ def test_without_a_compiler_nothing_is_begun(model: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, while it compiles
 def test_compiled_blocks_follow_the_weights_and_are_compiled_once(model: str) -> None:
     """A minute of the compiler: the first round makes the graphs, other weights and sets make no more of them."""
     from torch._dynamo.utils import counters

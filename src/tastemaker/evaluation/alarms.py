@@ -1,14 +1,16 @@
 """Alarms: the rules that say from the rows of metrics.jsonl that a run is gaming its reward, or falling apart.
 
 Rules see rows and nothing else, so a run that goes on after an interruption comes to what it would have come to. Each
-compares the mean of the last `window` iterations with the first one, whose pictures are the base's. No rule reads a
-reward that calls itself an oracle: where the truth is at hand, it is what the alarms are judged by.
+compares the mean (of drift, artifacts, saturation and ratios the median) of the last `window` iterations with the first
+one, whose pictures are the base's. No rule reads a reward that calls itself an oracle: where the truth is at hand, it
+is what the alarms are judged by.
 docs/guides/reward-hacking.md says how the limits were fixed.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,8 +30,8 @@ class Alarms:
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
     window: int = 3  # iterations whose mean is compared with the first
-    parting: float | None = 0.39  # fall of a held-out reward while the trained one rises, in the base's SD
-    diversity: float | None = 0.66  # share of the base's diversity that is left
+    parting: float | None = 0.1  # fall of a held-out reward while the trained one rises, in the base's SD
+    diversity: float | None = 0.6  # share of the base's diversity that is left
     drift: float | None = 0.07  # mean squared distance to what the base predicts; noise has variance 1
     artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
     saturation: float | None = 0.05  # rise of the share of colours that are 0 or 1
@@ -172,11 +174,11 @@ class Rules:
         yield Finding("diversity", share, limit, share < limit, message)
 
     def _over(self, alarm: str, name: str, base: float | None, message: str) -> Iterator[Finding]:
-        """A number that is too high, by itself or (base None) above the first iteration's."""
+        """A number that is too high, by itself or (base None) above the first iteration's: the median of the last."""
         limit, base = getattr(self.settings, alarm), self._first(name) if base is None else base
-        recent = self._recent(name)
-        if limit is not None and recent is not None and base is not None:
-            value = recent - base
+        recent = self._last(name)
+        if limit is not None and recent and base is not None:
+            value = statistics.median(recent) - base  # one step in a place that counts much is no trend
             yield Finding(alarm, value, limit, value > limit, message.format(value))
 
     def _first(self, name: str) -> float | None:

@@ -13,12 +13,14 @@ from tastemaker.policy.conditioning import Encoded
 from tastemaker.policy.load import Request
 from tastemaker.policy.unet import UNetPolicy
 
+COMPONENT = "unet"
+
 
 class StableDiffusion(UNetPolicy):
     """A `Policy` around a `StableDiffusionPipeline`."""
 
     def __init__(self, request: Request) -> None:
-        super().__init__(request, StableDiffusionPipeline)
+        super().__init__(request, StableDiffusionPipeline, COMPONENT)
         self._begin(request)
 
     def _call(self, x: Tensor, t: Tensor, *texts: Tensor) -> Tensor:

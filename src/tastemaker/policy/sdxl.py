@@ -19,6 +19,7 @@ from tastemaker.policy.latent import vae_factor
 from tastemaker.policy.load import Request
 from tastemaker.policy.unet import UNetPolicy
 
+COMPONENT = "unet"
 SIZES = 6  # numbers about a picture's size: original, corner of the crop, target, each of height and width
 
 
@@ -32,7 +33,7 @@ class StableDiffusionXL(UNetPolicy):
     needs = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     def __init__(self, request: Request) -> None:
-        super().__init__(request, StableDiffusionXLPipeline)
+        super().__init__(request, StableDiffusionXLPipeline, COMPONENT)
         _check(request.files.model, self._denoiser.config, self._pipeline.text_encoder_2.config.projection_dim)
         height, width = (side * vae_factor(self._vae) for side in self.latent_shape[1:])
         self._sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self.device)

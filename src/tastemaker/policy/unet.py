@@ -15,15 +15,14 @@ from tastemaker.process.prediction import from_eps, from_v, from_x0
 from tastemaker.process.schedule import Schedule, from_alphas_cumprod
 
 PREDICTIONS = {"epsilon": from_eps, "v_prediction": from_v, "sample": from_x0}
-COMPONENT = "unet"
 
 
 class UNetPolicy(LatentPolicy):
     """A `Policy` around a pipeline with a UNet; a family's `__init__` calls this one, and then `_begin`."""
 
-    def __init__(self, request: Request, kind: Any) -> None:
-        """kind: the diffusers pipeline class."""
-        super().__init__(request, kind, COMPONENT)
+    def __init__(self, request: Request, kind: Any, component: str) -> None:
+        """kind: the diffusers pipeline class; component: its name for the UNet."""
+        super().__init__(request, kind, component)
         if self._denoiser.config.time_cond_proj_dim is not None:
             raise ValueError(
                 f"--model {request.files.model} is a latent consistency model: its UNet is told the guidance "
