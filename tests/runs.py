@@ -183,7 +183,10 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """What a run says of its iterations, without the time it took."""
-    return [{key: value for key, value in row.items() if key not in ("seconds", "memory")} for row in rows(folder, "metrics")]
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "memory")}
+        for row in rows(folder, "metrics")
+    ]
 
 
 def weights(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:

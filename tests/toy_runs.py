@@ -185,7 +185,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def metrics(folder: Path, *without: str) -> list[dict[str, Any]]:
     """The rows a run wrote, without what the clock says."""
-    return [{k: v for k, v in row.items() if k not in ("seconds", "memory", *without)} for row in read_lines(folder / METRICS)]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "memory", *without)}
+        for row in read_lines(folder / METRICS)
+    ]
 
 
 def shuffled(reward: Scorer) -> Scorer:
