@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tastemaker import flags
+from tastemaker import __version__, flags
 
 TOKEN = "TASTEMAKER_REWARD_TOKEN"
 PORT = 8077
@@ -99,7 +99,7 @@ def _serve(spec: Any, host: str, numbers: Mapping[str, int], token: str, tree: M
     server.extra()
     limits = Limits(numbers["rows"], numbers["pixels"], numbers["megabytes"] * 2**20)
     room = max(numbers["memory"] * 2**20, limits.bytes)
-    service = server.Service(limits, room, scoring=numbers["seconds"], batch=numbers["batch"])
+    service = server.Service(limits, room, scoring=numbers["seconds"], batch=numbers["batch"], version=__version__)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, numbers["port"]), family=family) as door:
         made = server.app(judge, service, token=token, device=pick(tree.get("device", "auto")))

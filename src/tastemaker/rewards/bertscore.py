@@ -47,7 +47,8 @@ class Recall:
         from transformers import AutoModel
 
         try:
-            made = AutoModel.from_pretrained(str(self._place), local_files_only=True, dtype=torch.float32)
+            with weights.quiet():
+                made = AutoModel.from_pretrained(str(self._place), local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ContractError(f"reward `{self.reward}`: {self._place} is no text network: {error}") from error
         layers = made.config.num_hidden_layers

@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tastemaker import __version__
 from tastemaker.rewards.batching import Batcher
 from tastemaker.rewards.reward import ContractError, NamedReward
 from tastemaker.rewards.wire import PROTOCOL, Identity, Limits, Malformed, TooLarge, answer, unpacked
@@ -34,6 +33,7 @@ class Service:
     reading: float = 30.0  # seconds that a body may take to arrive
     scoring: float = 120.0  # seconds that a request may take from then on
     batch: int = 0  # pictures of several requests in one call; 0: a request is a call of its own
+    version: str = ""  # of the package, as clients are told
 
     def __post_init__(self) -> None:
         if self.room < self.limits.bytes:
@@ -53,7 +53,7 @@ def extra() -> Any:
 # ---- what is served
 
 
-def identity(judge: NamedReward) -> Identity:
+def identity(judge: NamedReward, version: str = "") -> Identity:
     """What a reward judges by: its tensors, or without a network the file it is written in; and its settings."""
     found = inspect.unwrap(getattr(judge.function, "func", judge.function))
     given = dict(getattr(judge.function, "keywords", {}))
@@ -67,7 +67,7 @@ def identity(judge: NamedReward) -> Identity:
     else:
         mark.update(_source(found))
     settings = ", ".join(f"{key}={value!r}" for key, value in sorted(given.items()) if key != "device")
-    return Identity(judge.name, __version__, mark.hexdigest()[:32], settings)
+    return Identity(judge.name, version, mark.hexdigest()[:32], settings)
 
 
 def _bytes() -> Any:
@@ -92,7 +92,7 @@ class Desk:
 
     def __init__(self, judge: NamedReward, service: Service, *, token: str, device: str) -> None:
         self.judge, self.service, self.device = judge, service, device
-        self.identity = identity(judge)
+        self.identity = identity(judge, service.version)
         self.held = 0  # bytes of bodies
         self._token = hashlib.sha256(token.encode()).digest() if token else b""
         self.batcher: Batcher | None = None
