@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import re
+import signal
 import socket
 import struct
 import threading
@@ -350,7 +352,7 @@ def test_a_wrong_line_is_refused(words: list[str], said: str, monkeypatch: pytes
 
 
 def test_the_command_serves_until_it_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In this process: a thread asks, and then ends it."""
+    """In this process: a thread asks, and then sends it SIGTERM."""
     (tmp_path / "token").write_text(f"{SECRET}\n")
     found, real = list[Any](), server.runner
 
@@ -361,7 +363,7 @@ def test_the_command_serves_until_it_is_ended(monkeypatch: pytest.MonkeyPatch, t
         def ask(port: int) -> None:
             reward = named({"name": "remote", "url": f"http://127.0.0.1:{port}"})
             found.append(reward(pictures(2), prompts(2)).value)
-            running.should_exit = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
         def both(sockets: list[socket.socket]) -> None:
             asker = threading.Thread(target=ask, args=(sockets[0].getsockname()[1],))

@@ -38,6 +38,7 @@ TABLE: dict[str, str] = {
     "thumbnail": "tastemaker.rewards.symmetry:Thumbnail",
     "vlm": "tastemaker.rewards.vlm:Vlm",
     "remote": "tastemaker.rewards.remote:Remote",
+    "isolated": "tastemaker.rewards.environment:Isolated",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
 DIFFERENTIABLE: frozenset[str] = frozenset(
@@ -60,6 +61,7 @@ _LAZY: dict[str, str] = {
     "Vlm": "tastemaker.rewards.vlm:Vlm",
     "adapt": "tastemaker.rewards.reward:adapt",
     "check": "tastemaker.rewards.reward:check",
+    "isolated": "tastemaker.rewards.environment:isolated",
     "score": "tastemaker.rewards.reward:score",
 }
 

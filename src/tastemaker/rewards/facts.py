@@ -109,6 +109,13 @@ FACTS: dict[str, Facts] = {
         "nothing beside Tastemaker here; there pip install 'tastemaker[serve]'",
         held="are the server's",
     ),
+    "isolated": Facts(
+        (),
+        "that of what is installed",
+        "whose reward it is",
+        "nothing beside Tastemaker; its packages go into an environment of their own",
+        held="are those of what is installed",
+    ),
     "rotation_invariance": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
     "thumbnail": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
 }
