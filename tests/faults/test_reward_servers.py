@@ -1,8 +1,12 @@
-"""Servers of rewards that fail: bounded patience, honest notes, never a 0 and no secret (D.4, 30-39)."""
+"""Servers of rewards that fail: bounded patience, honest notes, never a 0 and no secret (D.4, 30-39).
+
+What our own server refuses (37): tests/rewards/test_remote.py. What judges say (39): tests/rewards/test_vlm.py.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from tastemaker.rewards import named, transport, wire
 from tastemaker.rewards.remote import TOKEN, Remote
 from tastemaker.rewards.reward import load_networks
 from tastemaker.rewards.scoring import Scoring
+from tastemaker.rewards.vlm import Vlm
 
 IMAGES, ASKED = pictures(8), prompts(8)
 GOOD = IMAGES.mean((1, 2, 3))
@@ -77,6 +82,23 @@ def test_a_server_that_hangs_costs_the_deadline_and_the_pictures_alone() -> None
     found = reward(IMAGES, ASKED)
     assert found.value.isnan().all() and clock.now - began <= 35 and len(asked) == 4  # the last is cut short
     assert all("http://there:1: ReadTimeout: nothing came" in str(note) for note in found.notes)
+
+
+def test_the_calls_after_a_dead_one_do_not_all_wait_and_somebody_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The first call has its full patience; then nobody is asked for half a minute, then once, until one answers."""
+    clock = Clock()
+    reward, asked = remote([*[httpx2.ConnectError("refused")] * 5, scored], clock, tries=4)
+    assert reward(IMAGES, ASKED).value.isnan().all() and len(asked) == 4
+    assert caplog.messages == ["asked again: http://there:1: ConnectError: refused"]  # at once, and once
+    for _ in range(3):
+        found = reward(IMAGES, ASKED)
+        assert len(asked) == 4 and "did not answer a moment ago" in str(found.notes[0])
+    clock.now += transport.DOWN + 1
+    assert reward(IMAGES, ASKED).value.isnan().all() and len(asked) == 5
+    clock.now += transport.DOWN + 1
+    assert torch.equal(reward(IMAGES, ASKED).value, GOOD) and len(asked) == 6
+    assert caplog.messages[1:] == ["http://there:1 answers again"]
+    assert torch.equal(reward(IMAGES, ASKED).value, GOOD)
 
 
 def test_an_answer_that_trickles_is_cut_at_the_clock() -> None:
@@ -320,6 +342,22 @@ def test_addresses_in_prompts_and_metadata_are_never_opened(monkeypatch: pytest.
         found = Remote(url)(IMAGES[:4], asked)
     assert torch.equal(found.value, GOOD[:4])
     assert {address[1] for address in opened if isinstance(address, tuple)} == {int(url.rpartition(":")[2])}
+
+
+def test_a_judge_is_shown_no_address_but_the_picture_itself() -> None:
+    bait, asked = "http://169.254.169.254/a.png", list[httpx2.Request]()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(200, json={"choices": [{"message": {"content": bait}}], "data": [{"id": "seer"}]})
+
+    reward = Vlm(mode="questions")
+    scripted(reward, answer, Clock())
+    said = {"questions": [bait], "answers": [bait], "image_url": bait}
+    assert reward(IMAGES[:1], Prompts.of([bait], [said])).value.tolist() == [1]
+    assert {request.url.host for request in asked} == {"127.0.0.1"} and len(asked) == 2
+    urls = re.findall(r'"url": "([^"]{,20})', asked[1].content.decode())
+    assert urls == ["data:image/png;base6"] and f'"text": "{bait} Answer briefly."' in asked[1].content.decode()
 
 
 def test_a_token_is_in_no_message_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,9 @@ _SAID = 600  # letters of what pip or the function said last
 class Isolated:
     """A function of a package with pins of its own, in a virtual environment that is made once and kept.
 
-    It is called `function(images, prompts)` with float32 [B,3,H,W] in [0,1] (of torch, else numpy, else a memoryview, as
-    the environment has it) and a list of texts, and gives a number a picture, None where there is none; a class is made
-    without arguments first. What is installed runs with your rights: an environment is no sandbox.
+    It is called `function(images, prompts)` with float32 [B,3,H,W] in [0,1] (of torch, else numpy, else a memoryview,
+    as the environment has it) and a list of texts, and gives a number a picture, None where there is none; a class is
+    made without arguments first. What is installed runs with your rights: an environment is no sandbox.
     """
 
     requirements: str = ""
@@ -119,7 +119,7 @@ class Isolated:
 
 
 def isolated(requirements: str, function: str) -> Isolated:
-    """The reward `module:function` of packages that are installed for it alone: isolated("package==1.5", "module:f")."""
+    """The reward `module:function` of packages that are installed for it: isolated("package==1.5", "module:f")."""
     return Isolated(requirements, function)
 
 

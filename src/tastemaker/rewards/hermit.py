@@ -1,8 +1,8 @@
 """The server of an `isolated` reward: one file without imports of ours, run by the interpreter of its environment.
 
-python hermit.py MODULE:FUNCTION.  Speaks the protocol of `tastemaker.rewards.wire` on a free port of this machine, which
-it prints; shows its face to nobody without TASTEMAKER_REWARD_TOKEN; ends when its standard input does, which is when
-its owner dies. Written for Python 3.8, for the environments are old.
+python hermit.py MODULE:FUNCTION VERSION.  Speaks the protocol of `tastemaker.rewards.wire` on a free port of this
+machine, which it prints; answers nobody without TASTEMAKER_REWARD_TOKEN; ends when its standard input does, which is
+when its owner dies. Written for Python 3.8, for such environments are old.
 """
 
 from __future__ import annotations
@@ -49,16 +49,17 @@ def answer(function: Any, body: bytearray, identity: str) -> dict[str, Any]:
     pictures, said = images(body)
     n = len(said["prompts"])
     ids = said.get("ids", list(range(n)))
-    scores, notes = [None] * n, [None] * n
+    scores: list[float | None] = [None] * n
+    notes: list[str | None] = [None] * n
     try:
         found = function(pictures, said["prompts"])
         found = found.tolist() if hasattr(found, "tolist") else list(found)
         if len(found) != n:
-            raise ValueError("%d scores for %d pictures" % (len(found), n))
+            raise ValueError(f"{len(found)} scores for {n} pictures")
         scores = [float(one) if one is not None and math.isfinite(one) else None for one in found]
     except Exception as error:
         traceback.print_exc()
-        notes = ["%s: %s" % (type(error).__name__, error)] * n
+        notes = [f"{type(error).__name__}: {error}"] * n
     valid = [one is not None for one in scores]
     return {"protocol": PROTOCOL, "identity": identity, "ids": ids, "scores": scores, "valid": valid, "notes": notes}
 
@@ -78,12 +79,12 @@ def handler(function: Any, about: dict[str, Any], token: str) -> type[BaseHTTPRe
                 return
             length = self.headers.get("Content-Length", "")
             if not length.isdigit() or int(length) > BYTES:
-                return self.say(413, {"error": "a body has at most %d bytes" % BYTES})
+                return self.say(413, {"error": f"a body has at most {BYTES} bytes"})
             body = bytearray(self.rfile.read(int(length)))
             try:
                 self.say(200, answer(function, body, about["identity"]))
             except Exception as error:
-                self.say(400, {"error": "%s: %s" % (type(error).__name__, error)})
+                self.say(400, {"error": f"{type(error).__name__}: {error}"})
 
         def known(self) -> bool:
             said = self.headers.get("Authorization", "")
@@ -120,11 +121,11 @@ def main(spec: str, version: str) -> None:
         found = getattr(importlib.import_module(module), name)
         function = found() if isinstance(found, type) else found
     except BaseException as error:
-        print(json.dumps({"error": "%s: %s" % (type(error).__name__, error)}), file=said, flush=True)
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=said, flush=True)
         raise
-    about = {"name": spec, "version": version, "weights": "", "settings": ""}
+    about: dict[str, Any] = {"name": spec, "version": version, "weights": "", "settings": ""}
     digest = hashlib.sha256(json.dumps(list(about.values())).encode()).hexdigest()[:16]
-    about.update(protocol=PROTOCOL, identity=digest, rows=ROWS, bytes=BYTES, pixels=BYTES)  # type: ignore[arg-type]
+    about.update(protocol=PROTOCOL, identity=digest, rows=ROWS, bytes=BYTES, pixels=BYTES)
     server = HTTPServer(("127.0.0.1", 0), handler(function, about, os.environ.pop("TASTEMAKER_REWARD_TOKEN")))
     threading.Thread(target=leave_with_owner, daemon=True).start()
     print(json.dumps({"port": server.server_port}), file=said, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import logging
 import random
 import threading
 import time
@@ -23,7 +24,9 @@ T = TypeVar("T")
 
 AGAIN = (408, 425, 429)  # of the answers 4xx those that may be others the next time
 BASE, CAP = 0.5, 15.0  # seconds: the first rest, and the longest that nobody asked for
+DOWN = 30.0  # seconds that nobody is asked after all of them failed a call
 ANSWER = 16 * 2**20  # bytes of an answer that are read
+_LOG = logging.getLogger("tastemaker.rewards")
 _SHOWN = 300  # letters of a server's words in a message
 
 
@@ -103,6 +106,7 @@ class Courier:
         self._lock = threading.Lock()
         self._failures = dict.fromkeys(self.addresses, 0)  # in a row
         self._rests = dict.fromkeys(self.addresses, -float("inf"))  # until when
+        self._down = -float("inf")  # until when nobody is asked
         self._turn = int(draw() * len(self.addresses))  # processes begin with different ones
 
     @cached_property
@@ -138,7 +142,9 @@ class Courier:
         Errors: Refusal where a server says no, Silence where none gives an answer of use in time.
         """
         until, asked, last = self.until() if until is None else until, 0, "nobody was asked, all of them rest"
-        while asked < (tries or self.patience.tries) and (address := self._next(until, at)) is not None:
+        mute = False  # whether the last failure was of the connection, not of what was said
+        most = tries or self._tries(at)
+        while asked < most and (address := self._next(until, at)) is not None:
             asked += 1
             try:
                 answer = read(self._try(address + path, body, kind, until))
@@ -146,11 +152,13 @@ class Courier:
                 self._noted(address, None)
                 raise
             except (_Failed, Spoilt) as error:
-                last = f"{address}: {self.redacted(str(error))}"
-                self._noted(address, error.wait if isinstance(error, _Failed) else 0.0)
+                last, mute = f"{address}: {self.redacted(str(error))}", isinstance(error, _Failed)
+                self._noted(address, error.wait if isinstance(error, _Failed) else 0.0, last)
             else:
                 self._noted(address, None)
                 return answer
+        if mute and not at and all(self._failures.values()):
+            self._down = self._now() + DOWN
         times = "1 try" if asked == 1 else f"{asked} tries"
         raise Silence(f"no answer from {at or ', '.join(self.addresses)} in {times}; the last: {last}")
 
@@ -172,11 +180,24 @@ class Courier:
             self._sleep(rest)
         return address
 
-    def _noted(self, address: str, wait: float | None) -> None:
-        """An address answered (None), or failed and asks for so many seconds."""
+    def _tries(self, at: str) -> int:
+        """How often to ask: after nobody answered, for a while not at all, then once each until somebody does.
+
+        The other calls of an iteration need not all wait for a dead server. Errors: Silence for not at all.
+        """
+        if at or self._down == -float("inf"):
+            return self.patience.tries
+        if (left := self._down - self._now()) > 0:
+            raise Silence(f"{', '.join(self.addresses)} did not answer a moment ago: asked again in {left:.0f} s")
+        return len(self.addresses)
+
+    def _noted(self, address: str, wait: float | None, said: str = "") -> None:
+        """An address answered (None), or failed and asks for so many seconds; the first failure is told of at once."""
         with self._lock:
+            if (wait is None) == bool(self._failures[address]):
+                _LOG.warning(f"{address} answers again" if wait is None else f"asked again: {said}")
             if wait is None:
-                self._failures[address], self._rests[address] = 0, -float("inf")
+                self._failures[address], self._rests[address], self._down = 0, -float("inf"), -float("inf")
                 return
             longest = min(CAP, BASE * 2.0 ** min(self._failures[address], 16))
             self._failures[address] += 1
