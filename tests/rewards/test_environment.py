@@ -67,8 +67,8 @@ def test_a_package_with_pins_of_its_own_judges_from_its_own_environment(place: d
     asker, process = reward._running[0][1], reward._running[0][0]
     stranger = httpx2.get(f"{asker.url}/health", trust_env=False)
     assert stranger.status_code == 401 and "TASTEMAKER" not in " ".join(process.args)
-    inside = environment(place["requirements"], reward.python, place["folder"])
-    assert inside == environment(place["requirements"], reward.python, place["folder"])
+    inside = environment(**place)
+    assert inside == environment(**place)
     assert len(list(Path(place["folder"]).iterdir())) == 1
     other = named({"name": "isolated", "function": "oldjudge:Where", **place})
     assert other(images, prompts(4)).value.tolist() == [1] * 4

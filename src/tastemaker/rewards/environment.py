@@ -46,8 +46,8 @@ class Isolated:
     """What is installed there, as pip reads it: "image-reward==1.5 transformers==4.27.4"."""
     function: str = ""
     """What is called there, module:function."""
-    python: str = sys.executable
-    """The interpreter that the environment is made of: old packages want an old one."""
+    python: str = ""
+    """The interpreter that the environment is made of, for old packages want an old one; empty is this one."""
     folder: str = "~/.cache/tastemaker/environments"
     """Where environments are kept."""
     startup_timeout: float = 600.0
@@ -90,7 +90,7 @@ class Isolated:
             if self._running and self._running[0][0].poll() is not None:
                 self._running.clear()
             if not self._running:
-                self._running.append(self._started(environment(self.requirements, self.python, self.folder)))
+                self._running.append(self._started(environment(self.requirements, self.folder, self.python)))
             return self._running[0][1]
 
     def _started(self, interpreter: Path) -> tuple[Any, Remote]:
@@ -123,11 +123,12 @@ def isolated(requirements: str, function: str) -> Isolated:
     return Isolated(requirements, function)
 
 
-def environment(requirements: str, python: str, folder: str) -> Path:
+def environment(requirements: str, folder: str, python: str = "") -> Path:
     """The interpreter of an environment with these packages, made if there is none yet. It is whole or not there.
 
     Errors: ContractError with what pip said last.
     """
+    python = python or sys.executable
     wanted, root = shlex.split(requirements), Path(folder).expanduser()
     mark = hashlib.sha256(json.dumps([sorted(wanted), python]).encode()).hexdigest()[:16]
     place, inside = root / mark, Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
