@@ -20,6 +20,7 @@ COMMANDS = {
     ),
     "live": ("tastemaker.commands.live", "the same in the browser while training goes on"),
     "push": ("tastemaker.commands.push", "put a finished run on the Hugging Face hub, with a model card"),
+    "serve-reward": ("tastemaker.commands.serve_reward", "a reward for other processes and machines"),
     "sweep": ("tastemaker.commands.sweep", "a recipe over values of a setting and over seeds, side by side"),
     "explain": ("tastemaker.commands.explain", "what an algorithm, recipe, reward or setting is, with defaults"),
     "doctor": ("tastemaker.commands.doctor", "versions, devices, and what is missing"),
@@ -77,7 +78,7 @@ def _guess(command: str) -> str:
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<10}{sentence}" for name, (_, sentence) in COMMANDS.items()]
+    lines = [f"  {name:<14}{sentence}" for name, (_, sentence) in COMMANDS.items()]
     return (
         "tastemaker COMMAND ...: fine-tune text-to-image models on any reward\n\n"
         + "\n".join(lines)

@@ -26,7 +26,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "rewards.reward": ({"process", "prompts", "rewards"}, {"torch", "numpy"}),
     "rewards": (
         {"prompts", "rewards"},
-        {"torch", "numpy", "PIL", "accelerate", "rapidocr", "transformers", "safetensors", "huggingface_hub"},
+        {
+            *("torch", "numpy", "PIL", "accelerate", "rapidocr", "transformers", "safetensors", "huggingface_hub"),
+            *("httpx2", "starlette", "uvicorn"),
+        },
     ),
     "rewards.terms": ({"prompts"}, {"yaml"}),
     "policy": (

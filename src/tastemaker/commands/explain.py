@@ -208,7 +208,7 @@ def _facts(reward: str) -> str:
     if facts is None:
         return "Weights: none to download.\nLicence: Apache-2.0, as Tastemaker.\nInstall: nothing beside Tastemaker.\n"
     places = [f"{one.name} ({one.megabytes} MB{_pin(one.revision)})" for one in facts.networks]
-    weights = f"{', '.join(places)}; downloaded once" if places else "come with what is installed"
+    weights = f"{', '.join(places)}; downloaded once" if places else facts.held
     text = f"Weights: {weights}.\nLicence: {facts.licence}.\n"
     text += f"With --reward.model shapes: {facts.small}.\n" if facts.small else ""
     return f"{text}Install: {facts.install}.\nCite: {facts.cite}.\n"

@@ -36,6 +36,9 @@ TABLE: dict[str, str] = {
     "rotational_symmetry": "tastemaker.rewards.symmetry:rotational_symmetry",
     "rotation_invariance": "tastemaker.rewards.symmetry:RotationInvariance",
     "thumbnail": "tastemaker.rewards.symmetry:Thumbnail",
+    "vlm": "tastemaker.rewards.vlm:Vlm",
+    "remote": "tastemaker.rewards.remote:Remote",
+    "isolated": "tastemaker.rewards.environment:Isolated",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
 DIFFERENTIABLE: frozenset[str] = frozenset(
@@ -44,20 +47,21 @@ DIFFERENTIABLE: frozenset[str] = frozenset(
     | {"image_reward", "mirror_symmetry", "rotational_symmetry", "rotation_invariance", "thumbnail"}
 )
 # Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
-PENDING: dict[str, str] = {
-    "vlm": "a vision-language model's description, compared with the prompt by BERTScore",
-}
+PENDING: dict[str, str] = {}
 
 # Public names that need torch: module:attribute, loaded when they are asked for.
 _LAZY: dict[str, str] = {
     "NamedReward": "tastemaker.rewards.reward:NamedReward",
+    "Remote": "tastemaker.rewards.remote:Remote",
     "Recorded": "tastemaker.rewards.recorded:Recorded",
     "Reward": "tastemaker.rewards.reward:Reward",
     "Scores": "tastemaker.rewards.reward:Scores",
     "Scoring": "tastemaker.rewards.scoring:Scoring",
     "Sum": "tastemaker.rewards.combine:Sum",
+    "Vlm": "tastemaker.rewards.vlm:Vlm",
     "adapt": "tastemaker.rewards.reward:adapt",
     "check": "tastemaker.rewards.reward:check",
+    "isolated": "tastemaker.rewards.environment:isolated",
     "score": "tastemaker.rewards.reward:score",
 }
 

@@ -11,8 +11,7 @@ a picture grows, which needs no torchvision.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tastemaker.prompts.english import with_article
-from tastemaker.rewards import preprocess
+from tastemaker.rewards import preprocess, weights
 from tastemaker.rewards.composition import Found
 
 _OWL_TOKENS = 16  # of a text
@@ -49,7 +48,7 @@ def load(place: Path, *, dtype: torch.dtype, reward: str) -> Detector:
             f"reward `{reward}`: model {place} is {kind or 'no folder with a config.json'}; needed is an OWLv2 or a "
             "Grounding DINO in transformers' layout."
         )
-    with _quiet():
+    with weights.quiet():
         network: Any = AutoModelForZeroShotObjectDetection.from_pretrained(
             str(place), dtype=dtype, local_files_only=True
         )
@@ -60,20 +59,6 @@ def load(place: Path, *, dtype: torch.dtype, reward: str) -> Detector:
     size = json.loads(told.read_text(encoding="utf-8")).get("size") if told.is_file() else None
     edges = (size["shortest_edge"], size["longest_edge"]) if size else _EDGES
     return GroundingDino(network, BertTokenizer.from_pretrained(str(place), local_files_only=True), edges)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar while weights are read."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _corners(boxes: Tensor, scale: Tensor) -> Tensor:

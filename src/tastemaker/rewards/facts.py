@@ -29,6 +29,7 @@ class Facts(NamedTuple):
     licence: str
     cite: str
     install: str = "nothing beside Tastemaker"
+    held: str = "come with what is installed"  # where its weights are, if there are none to download
     small: str = ""  # what `--reward.model shapes` is instead
 
 
@@ -63,6 +64,9 @@ GROUNDING_DINO = Published(
     "IDEA-Research/grounding-dino-tiny", 689, "a2bb814dd30d776dcf7e30523b00659f4f141c71", welcome=_DETECTOR
 )
 
+# Its size is that of its 750 million weights in half precision: the file itself was not seen.
+DEBERTA = Published("microsoft/deberta-xlarge-mnli", 1500, welcome=("tokenizer.json", *_TOKENS))
+
 _SMALL = "a CLIP that comes with the package (2 MB) and knows the built-in world alone"
 
 # Rewards that are not here are the project's own: under its licence, with nothing to download.
@@ -92,6 +96,26 @@ FACTS: dict[str, Facts] = {
         (OWL,), "Apache-2.0", "Ghosh et al. 2023, arXiv:2310.11513; Minderer et al. 2023, arXiv:2306.09683"
     ),
     "ocr": Facts((), "Apache-2.0", "RapidOCR, github.com/RapidAI/RapidOCR", "pip install 'tastemaker[ocr]'"),
+    "vlm": Facts(
+        (DEBERTA,),
+        "MIT (the text network of `describe`; no other mode needs it); the served model's own",
+        "Black et al. 2023, arXiv:2305.13301; Zhang et al. 2019, arXiv:1904.09675",
+        "nothing beside Tastemaker; the model's server is yours",
+    ),
+    "remote": Facts(
+        (),
+        "that of the reward that is served",
+        "the reward that is served",
+        "nothing beside Tastemaker here; there pip install 'tastemaker[serve]'",
+        held="are the server's",
+    ),
+    "isolated": Facts(
+        (),
+        "that of what is installed",
+        "whose reward it is",
+        "nothing beside Tastemaker; its packages go into an environment of their own",
+        held="are those of what is installed",
+    ),
     "rotation_invariance": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
     "thumbnail": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
 }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,17 @@ def together(network: nn.Module, images: Tensor, device: str) -> Tensor:
     if here != images.device:
         network.to(images.device)
     return images
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bar while weights are read."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
