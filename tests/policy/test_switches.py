@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from diffusers.models.attention_processor import Attention
 
 import tiny
 import tiny_flow
@@ -134,6 +135,16 @@ def test_a_kernel_without_masks_is_refused_where_one_is_needed(flow: str, monkey
     monkeypatch.setattr(switches, "dispatch_attention_fn", unmasked)
     with pytest.raises(ValueError, match="--attention_backend native does not work on .* masks are not supported"):
         load(flow, lora=LoRA(), attention_backend="native")
+
+
+@torch.no_grad()
+def test_attention_with_more_around_it_is_left_to_diffusers() -> None:
+    """As in UNets with blocks of attention alone: a norm of groups, pictures in, and what came in added."""
+    plain = Attention(8, heads=2, dim_head=4, norm_num_groups=4, residual_connection=True, rescale_output_factor=2.0)
+    x = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = plain(x)
+    plain.set_processor(attention.Crossing())
+    assert torch.equal(plain(x), expected)
 
 
 # ---- compilation

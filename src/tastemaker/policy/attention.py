@@ -53,8 +53,16 @@ class Crossing(AttnProcessor2_0):  # type: ignore[misc]
         temb: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        if attention_mask is not None or _is_special(attn):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
         texts = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         rows = [attn.to_q(hidden_states), attn.to_k(texts), attn.to_v(texts)]
         mixed = attend(normed(attn, rows, "norm_{}"), None, self._attention_backend)
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
         return out
+
+
+def _is_special(attn: Attention) -> bool:
+    """Whether there is more around the attention than its four layers: then diffusers' own computes it."""
+    norms = (attn.spatial_norm, attn.group_norm, attn.norm_cross)
+    return any(norms) or attn.residual_connection or attn.rescale_output_factor != 1
