@@ -56,7 +56,7 @@ def vae(channels: int, side: int, **more: Any) -> Config:
     }
 
 
-UNQUANTISED = {"use_quant_conv": False, "use_post_quant_conv": False}
+UNQUANTISED = {"use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": True}
 UNET_1 = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
@@ -68,6 +68,13 @@ UNET_1 = {
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
+}
+UNET_21 = UNET_1 | {
+    "sample_size": 96,
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "upcast_attention": True,
 }
 UNET_XL = {
     "_class_name": "UNet2DConditionModel",
@@ -86,7 +93,7 @@ UNET_XL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-JOINT_MEDIUM = {
+JOINT = {  # Stable Diffusion 3 medium
     "_class_name": "SD3Transformer2DModel",
     "sample_size": 128,
     "patch_size": 2,
@@ -98,10 +105,10 @@ JOINT_MEDIUM = {
     "joint_attention_dim": 4096,
     "caption_projection_dim": 1536,
     "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": list(range(13)),
-    "qk_norm": "rms_norm",
+    "pos_embed_max_size": 192,
 }
+MEDIUM_35 = {"dual_attention_layers": list(range(13)), "pos_embed_max_size": 384, "qk_norm": "rms_norm"}
+LARGE_35 = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
 FLUX = {
     "_class_name": "FluxTransformer2DModel",
     "patch_size": 1,
@@ -127,7 +134,7 @@ MODELS = {
         2.57,
         {
             "unet": UNET_XL,
-            "vae": vae(4, 1024),
+            "vae": vae(4, 1024, force_upcast=True),
             "text_encoder": clip(*SMALL),
             "text_encoder_2": clip(*LARGE, PROJECTED),
         },
@@ -137,7 +144,7 @@ MODELS = {
         (512, 1024),
         2.5,
         {
-            "transformer": JOINT_MEDIUM,
+            "transformer": JOINT | MEDIUM_35,
             "vae": vae(16, 1024, **UNQUANTISED),
             "text_encoder": clip(*SMALL, PROJECTED),
             "text_encoder_2": clip(*LARGE, PROJECTED),

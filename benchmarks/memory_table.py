@@ -17,7 +17,6 @@ from typing import Any
 from full_size import MODELS, Model
 
 from tastemaker import config, fitting, memory
-from tastemaker.policy.facts import guiding
 from tastemaker.policy.presets import preset
 
 ALGORITHMS = ("ddpo", "flow_grpo", "diffusion_nft", "draft")
@@ -35,9 +34,7 @@ def estimated(model: Model, pixels: int, algorithm: str, switches: Mapping[str, 
     flags = {"model": model.hub_id, "reward": "jpeg_compressibility", "prompts": "animals", "resolution": pixels}
     flags |= {"mixed_precision": "bf16", "gradient_checkpointing": False, **switches}
     resolved = config.resolve(algorithm, flags, preset(model.hub_id), spelling="argument")
-    network = model.parts["transformer" if "transformer" in model.parts else "unet"]
-    guided = guiding(network).rows if resolved.algorithm.guidance > 1 else 1
-    setup = fitting._setup(resolved, resolved.run, 1, guided)
+    setup = fitting._setup(resolved, resolved.run, 1)
     return memory.estimate(replace(setup, model=model.parts), cuda=True).needed / 1e9
 
 

@@ -56,7 +56,7 @@ def test_enough_free_memory_limits_the_calls_and_changes_nothing_else(monkeypatc
 def test_graphs_count_whether_or_not_the_reward_is_differentiated(name: str) -> None:
     """As the algorithm says with no model there; the decoder's gradient is another matter."""
     asked = resolved(name)
-    algorithm, setup = asked.algorithm, fitting._setup(asked, asked.run, 1, 2)
+    algorithm, setup = asked.algorithm, fitting._setup(asked, asked.run, 1)
     assert setup.depth == algorithm.calls(range(4)).depth >= 1
     assert setup.differentiates == algorithm.differentiates
 
@@ -119,7 +119,7 @@ def test_switches_reach_the_estimate_and_the_configuration() -> None:
     flags = {"vae_tiling": True, "resolution": 64, "cpu_offload": True, "quantise": "8bit"}
     asked = resolved(attention_backend="_native_math", compile=True, **flags)
     assert fitting.within(asked, torch.device("xpu"))[0] is asked.run
-    setup = fitting._setup(asked, asked.run, 1, 1)
+    setup = fitting._setup(asked, asked.run, 1)
     assert (setup.vae_tiling, setup.cpu_offload, setup.quantise, setup.kernel) == (True, True, "8bit", "math")
     text = yaml.safe_load(config.as_yaml(asked.tree, asked.origin))
     stated = {"attention_backend": "_native_math", "compile": True, **flags}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from full_size import MODELS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -23,37 +24,8 @@ from tastemaker.policy.weights import LoRA
 from toy_runs import iteration_of, plan_of
 
 GIB = 2**30
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 512,
-}
-TEXT = {
-    "architectures": ["CLIPTextModel"],
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-}
-LARGE = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+LARGE = MODELS["sd1.5"].parts
+UNET, VAE = LARGE["unet"], LARGE["vae"]
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +126,11 @@ def test_activations_grow_with_the_rows_and_with_the_picture(small: Path) -> Non
     def saved(**changes: Any) -> int:
         return estimate(Setup(small, LoRA(rank=2), **changes)).of("saved activations")
 
-    one = saved(guided=1)
-    assert saved(guided=2) == pytest.approx(2 * one, rel=0.01)
-    assert saved(guided=1, micro_batch=8) == pytest.approx(8 * one, rel=0.01)
+    one = saved(guided=False)
+    assert saved(guided=True) == pytest.approx(2 * one, rel=0.01)
+    assert saved(guided=False, micro_batch=8) == pytest.approx(8 * one, rel=0.01)
     side = tiny.SIDE * 2
-    assert saved(guided=1, height=2 * side, width=2 * side) == pytest.approx(4 * one, rel=0.05)
+    assert saved(guided=False, height=2 * side, width=2 * side) == pytest.approx(4 * one, rel=0.05)
 
 
 def test_the_fused_kernel_saves_its_inputs_its_output_and_a_number_a_row() -> None:

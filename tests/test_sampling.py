@@ -82,7 +82,7 @@ MISTAKES = [
     ("sample --model {model} --prompts text:x --count 0", "--count is 0; it is positive."),
     ("sample --model {model} --prompts text:x --guidance high", "--guidance is 'high'; it is a number."),
     ("sample --model {model} --prompts text:x --resolution big", "--resolution is 'big'; it is a whole number."),
-    ("sample --model {model} --prompts text:x --resolution 18", "--resolution 18 does not fit --model {model}"),
+    ("sample --model {model} --prompts text:x --resolution 17", "--resolution 17 does not fit --model {model}"),
     ("sample --model {model} --prompts", "--prompts needs a value."),
     ("sample --model {model} --prompts text:x --lora no.safetensors", "--lora no.safetensors"),
     ("sample --model {model} --prompts text:x --lora.rank 8", "--lora.KEY has no effect without a file"),

@@ -19,9 +19,7 @@ FREE = 0.9  # share of a GPU's free memory that is planned with where no --fit i
 SWITCHES = ("gradient_checkpointing", "vae_slicing", "vae_tiling")
 
 
-def within(
-    resolved: Resolved, device: torch.device, guiding_rows: int = 2
-) -> tuple[RunSettings, int | None, list[str]]:
+def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int | None, list[str]]:
     """The settings with what `--fit` chose, the most items of a call, and both in words.
 
     Without `--fit` a CUDA device's free memory limits the items of a call, and nothing else is changed.
@@ -31,8 +29,7 @@ def within(
     if run.fit_bytes is None and (not cuda or run.plan.micro_batch is not None):
         return run, None, []
     most = min(CALL_ROWS, resolved.algorithm.images * resolved.algorithm.steps)
-    guided = guiding_rows if resolved.algorithm.guidance > 1 else 1
-    setup = _setup(resolved, run, run.plan.micro_batch or 1, guided)
+    setup = _setup(resolved, run, run.plan.micro_batch or 1)
     if run.fit_bytes is None:
         return run, _free(setup, most, device), []
     found = budget.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
@@ -52,7 +49,7 @@ def _refuse_idle(resolved: Resolved, device: torch.device) -> None:
         )
     if not run.vae_tiling:
         return
-    if not memory.tiles(_setup(resolved, run, 1, 1)):
+    if not memory.tiles(_setup(resolved, run, 1)):
         raise ValueError(
             f"--vae_tiling has no effect on these pictures: a tile has {TILE} pixels on a side, or as many as the VAE "
             "was trained with. Leave it out, or raise --resolution."
@@ -102,19 +99,18 @@ def _stated(resolved: Resolved) -> set[str]:
 def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device) -> list[tuple[str, str, str]]:
     """Rows (what, amount, when and why) for the terminal; on a CPU, where nothing runs out soon, only their sum."""
     cuda = device.type == "cuda"
-    setup = replace(_setup(resolved, run, plan.micro_batch, plan.guided), sampling_batch=plan.sampling_batch)
+    setup = replace(_setup(resolved, run, plan.micro_batch), sampling_batch=plan.sampling_batch)
     rows = memory.estimate(setup, cuda=cuda).table()
     return rows if cuda or run.fit is not None or run.dry_run else rows[-1:]
 
 
-def least(resolved: Resolved, run: RunSettings, device: torch.device, guiding_rows: int = 2) -> memory.Memory:
+def least(resolved: Resolved, run: RunSettings, device: torch.device) -> memory.Memory:
     """What one item a call needs, where nobody asked for more."""
-    guided = guiding_rows if resolved.algorithm.guidance > 1 else 1
-    setup = _setup(resolved, run, run.plan.micro_batch or 1, guided)
+    setup = _setup(resolved, run, run.plan.micro_batch or 1)
     return memory.estimate(setup, cuda=device.type == "cuda")
 
 
-def _setup(resolved: Resolved, run: RunSettings, micro_batch: int, guided: int) -> memory.Setup:
+def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Setup:
     assert run.model is not None
     sets, algorithm = resolved.algorithm.sets, resolved.algorithm
     return memory.Setup(
@@ -125,7 +121,7 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int, guided: int) 
         height=run.height or run.resolution,
         width=run.width or run.resolution,
         kernel="math" if run.attention_backend == "_native_math" else "efficient",
-        guided=guided,
+        guided=algorithm.guidance > 1,
         micro_batch=micro_batch,
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,

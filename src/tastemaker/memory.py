@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
-from tastemaker.policy.facts import own_sides, text_tokens
+from tastemaker.policy.facts import guiding, own_sides, text_tokens
 from tastemaker.policy.load import TILE, configs, elsewhere
 from tastemaker.policy.weights import LoRA
 
@@ -44,8 +44,8 @@ class Setup:
     height: int | None = None
     """Pixels; None is the model's own."""
     width: int | None = None
-    guided: int = 2
-    """Network rows behind one prediction: `plan.guided`."""
+    guided: bool = True
+    """Whether predictions are guided, by as many rows of the network as the model takes for that."""
     micro_batch: int = 1
     """Items in one training call."""
     sampling_batch: int | None = None
@@ -160,7 +160,8 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     pictures = setup.sampling_batch or setup.micro_batch
     pixels = latent[1] * latent[2] * _factor(model["vae"]) ** 2
     at_once = 1 if setup.vae_slicing else min(pictures, max(1, DECODE_PIXELS // pixels))
-    rows = setup.micro_batch * setup.guided
+    each = guiding(json.loads(_denoiser(model))).rows if setup.guided else 1
+    rows = setup.micro_batch * each
     read = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
     tokens = text_tokens(json.loads(_denoiser(model)), read, "text_encoder_3" in model)
 
@@ -168,15 +169,15 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
         key = (_denoiser(model), setup.lora, setup.mixed_precision)
         return denoising(*key, (rows, *latent), tokens, checkpointing, grad, setup.kernel)
 
-    sampling = calling(pictures * setup.guided, False, False)
+    sampling = calling(pictures * each, False, False)
     decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel, tiled=setup.vae_tiling)
     learning = calling(rows, setup.gradient_checkpointing, True)
-    other = calling(setup.guided, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
+    other = calling(each, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
     otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
     rest = learning.peak - learning.saved - learning.copies
     judging = _differentiated(setup, model["vae"], latent) if setup.differentiates else 0
     return [
-        Line("sampling", "a sampling call", sampling.peak, f"{pictures * setup.guided} rows"),
+        Line("sampling", "a sampling call", sampling.peak, f"{pictures * each} rows"),
         Line("decoding", "a decoding call", decoded.peak, f"{at_once} at a time"),
         Line(
             "learning",

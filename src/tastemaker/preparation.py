@@ -94,9 +94,9 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     if not run.dry_run:
         load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
     with naming():
-        fitted, limit, words = fitting.within(resolved, device, guiding.rows)
+        fitted, limit, words = fitting.within(resolved, device)
     if world.rank == 0:
-        planning.announce(provision.needs(resolved, fitted, device, output, guiding.rows))
+        planning.announce(provision.needs(resolved, fitted, device, output))
     policy, plan = _solved(resolved, fitted, naming, device, world.size, limit, guiding.rows)
     resolved = fitting.decided(resolved, fitted, plan)
     optimizer = _optimizer(resolved, policy, plan)

@@ -17,9 +17,7 @@ from tastemaker.settings import RunSettings
 KEPT = ("trained weights", "weight sets", "optimizer")  # of the estimate, what a checkpoint holds
 
 
-def needs(
-    resolved: Resolved, run: RunSettings, device: torch.device, output: Path, guiding_rows: int = 2
-) -> list[tuple[str, str, str]]:
+def needs(resolved: Resolved, run: RunSettings, device: torch.device, output: Path) -> list[tuple[str, str, str]]:
     """Rows (what, amount, why) of a run whose model the hub has; none of a model that is here anyway.
 
     `run` are the settings with what `--fit` chose. Errors: ValueError naming --model, as loading raises.
@@ -28,7 +26,7 @@ def needs(
     found = downloads(find(run.model, run.revision, run.variant))
     if not found:
         return []
-    least = fitting.least(resolved, run, device, guiding_rows)
+    least = fitting.least(resolved, run, device)
     fetched = sum(one.size for one in found if not one.here)
     return [
         ("download", size(fetched), _files(found)),

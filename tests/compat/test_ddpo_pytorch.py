@@ -12,6 +12,8 @@ from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.build import plain
 from tastemaker.compat.ddpo_pytorch import settings
 from tastemaker.prompts.sources import Listed, source
+from tastemaker.rewards import named
+from tastemaker.rewards.vlm import Vlm
 from tastemaker.settings import RunSettings
 
 
@@ -136,6 +138,13 @@ def test_prompts_are_ours(prompt_fn: str, arguments: dict[str, Any], ours: str |
     assert isinstance(found, Listed) and len(found.entries) == count
 
 
+def test_questions_to_a_judge() -> None:
+    """The prompts of `counting` carry them; how answers are read is ours (docs/rewards/vlm.md)."""
+    made = settings({"reward_fn": "llava_strict_satisfaction", "prompt_fn": "counting"})
+    reward = named(made["reward"]).function
+    assert isinstance(reward, Vlm) and reward.mode == "questions"
+
+
 def test_files_and_functions_of_ones_own() -> None:
     assert settings({"prompt_fn": "from_file", "prompt_fn_kwargs": {"path": "my.txt"}})["prompts"] == "my.txt"
     made = settings({"reward_fn": "mine", "prompt_fn": "mine"}, reward="r.py:f", prompts=["a cat"])
@@ -147,7 +156,7 @@ def test_files_and_functions_of_ones_own() -> None:
     [
         ({"sample": {"num_step": 3}}, "sample.num_step is not a setting of ddpo-pytorch.  Did you mean `sample.num_st"),
         ({"train": 3}, "train is 3; it is a dict of settings."),
-        ({"reward_fn": "llava_strict_satisfaction"}, "reward_fn 'llava_strict_satisfaction' has no counterpart here"),
+        ({"reward_fn": "llava_vqa"}, "reward_fn 'llava_vqa' has no counterpart here"),
         ({"prompt_fn": "mine"}, "prompt_fn 'mine' has no counterpart here (simple_animals, imagenet_all"),
         ({"prompt_fn_kwargs": {"seed": 1}}, "prompt_fn_kwargs: seed is none of nouns_file"),
         ({"prompt_fn": "from_file", "prompt_fn_kwargs": {"path": "p", "low": 2}}, "prompt_fn 'from_file' has no count"),

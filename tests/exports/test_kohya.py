@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
+from full_size import JOINT, UNET_1, UNET_XL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,32 +34,7 @@ from tastemaker.prompts.prompts import Prompts
 from tastemaker.subjects import lora_of
 
 FROZEN = json.loads((Path(__file__).parents[1] / "fixtures" / "lora_names.json").read_text())
-CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
-# What decides the names in the published configs.
-REAL: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "_class_name": "UNet2DConditionModel",
-        "block_out_channels": [320, 640, 1280, 1280],
-        "down_block_types": [*[CROSS[0]] * 3, "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", *[CROSS[1]] * 3],
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
-    },
-    "sdxl": {
-        "_class_name": "UNet2DConditionModel",
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", *[CROSS[0]] * 2],
-        "up_block_types": [*[CROSS[1]] * 2, "UpBlock2D"],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    "sd3": {"_class_name": "SD3Transformer2DModel", "num_layers": 24, "num_attention_heads": 24},
-}
+REAL: dict[str, dict[str, Any]] = {"sd15": UNET_1, "sdxl": UNET_XL, "sd3": JOINT}
 KEY, TRIAL = Key(5, "evaluation"), Trial(Prompts.of(["a red cat", "two dogs"]), 4, 3.0, DDIM(0.0), 5)
 TARGETS = ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "conv_in", "conv", "time_emb_proj", "linear_1")
 
@@ -187,7 +163,7 @@ MISTAKES = [
     ("export a --format kohya", "a is no run's folder, so it is to be said where the file goes: give --output."),
     ("export a --format kohya --output x", "a: no LoRA file in safetensors format could be read there"),
     ("export shapes --format kohya --output x", "shapes is a whole model, and a LoRA is needed."),
-    ("export --format kohya --overwrite a", "--overwrite takes no value, found 'a': write it behind the LoRA."),
+    ("export --format kohya --overwrite a", "--overwrite takes no value, found 'a': write it behind the plain words."),
 ]
 
 

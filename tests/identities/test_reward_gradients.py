@@ -250,19 +250,19 @@ def shade(images: Tensor, prompts: Prompts) -> Tensor:
     return -100 * ((images - 0.3) ** 2).mean((1, 2, 3))
 
 
-def autograd(folder: Path, it: Iteration, a: DRaFT) -> dict[str, Tensor]:
-    """The gradient of an update: diffusers' networks and scheduler in fp64, at the policy's weights."""
+def autograd(folder: Path, it: Iteration, a: DRaFT, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The gradient of an update: diffusers' networks and scheduler in `dtype`, at the policy's weights."""
     with quiet():
-        unet, vae = (kind.from_pretrained(folder, subfolder=name).double().eval() for kind, name in NETWORKS)
+        unet, vae = (kind.from_pretrained(folder, subfolder=name).to(dtype).eval() for kind, name in NETWORKS)
         scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float().eval()
     texts, most = [""] * len(it.prompts) + list(it.prompts), encoder.config.max_position_embeddings
     words = tokenizer(texts, padding="max_length", max_length=most, return_tensors="pt")
     scheduler.set_timesteps(a.steps)
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
-    leaves = {name: p.detach().double().requires_grad_() for name, p in it.policy.named_parameters().items()}
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(dtype)
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(dtype)
+    leaves = {name: p.detach().clone().to(dtype).requires_grad_() for name, p in it.policy.named_parameters().items()}
     weights, base = dict(leaves), dict(unet.named_parameters())
     if any(".lora_A." in name for name in leaves):
         layers = [name.removesuffix(".lora_A.weight") for name in leaves if ".lora_A." in name]
@@ -274,8 +274,8 @@ def autograd(folder: Path, it: Iteration, a: DRaFT) -> dict[str, Tensor]:
         return away + it.plan.guidance * (toward - away)
 
     with torch.no_grad():
-        text = encoder(words.input_ids)[0].double()
-    x, apart = KEY.noise("x0", 0, it.prompts.ids, it.policy.latent_shape).double(), torch.zeros(())
+        text = encoder(words.input_ids)[0].to(dtype)
+    x, apart = KEY.noise("x0", 0, it.prompts.ids, it.policy.latent_shape).to(dtype), torch.zeros(())
     for i, t in enumerate(scheduler.timesteps):
         out = guided(x, t, weights)
         out = out if i >= a.steps - a.k else out.detach()
@@ -301,14 +301,15 @@ def test_so_it_is_on_a_real_network(folder: Path, lora: LoRA | None, k: int, kl:
     assert apart(of_one(algorithm, it), wanted) < 1e-5
 
 
-@pytest.mark.parametrize(("k", "rounding"), [(1, 1e-5), (3, 5e-5)])
-def test_and_on_the_built_in_model(k: int, rounding: float) -> None:
-    """Ours in fp32, whose rounding three calls of a larger network amplify."""
+@pytest.mark.parametrize("k", [1, 3])
+def test_and_on_the_built_in_model(k: int) -> None:
+    """Ours in fp32, whose rounding calls of a larger network amplify: hardly farther off than diffusers' own."""
     algorithm = DRaFT(**REAL, k=k)
     policy = nudged(load("shapes", lora=LoRA(rank=4)), 0.02)
     it = iteration_of(algorithm, policy, plan_of(algorithm, policy, micro=3, sampling=4), reward=shade)
     wanted = autograd(assets.folder(), it, algorithm)
-    assert apart(of_one(algorithm, it), wanted) < rounding
+    rounding = apart(autograd(assets.folder(), it, algorithm, torch.float32), wanted)
+    assert apart(of_one(algorithm, it), wanted) < 3 * rounding < 1e-3
 
 
 # ---- identities

@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import FluxPipeline
+from full_size import MODELS
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ import runs
 import tastemaker as tm
 import tiny_flow
 import tiny_flux
+from family_runs import PROMPTS, noise, ours, stirred
 from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, PIPELINE, save
 from tastemaker.memory import Setup, estimate
@@ -29,11 +31,9 @@ from tastemaker.policy.flux import _packed, _unpacked
 from tastemaker.policy.load import load as load_as_is
 from tastemaker.policy.load import quiet
 from tastemaker.policy.weights import LoRA
-from tastemaker.process.samplers import DDIM
 from tastemaker.subjects import of_model
 from test_memory import really_saved
 
-PROMPTS = ["a red cat", "two dogs"]
 GUIDANCE = {"dev": 3.5, "schnell": 1.0}
 KINDS = list(GUIDANCE)
 
@@ -58,18 +58,6 @@ def plain(folder: str | Path) -> Any:
     return pipeline
 
 
-def noise(policy: Any, rows: int = 2) -> Tensor:
-    return torch.randn(rows, *policy.latent_shape, generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def ours(policy: Any, x: Tensor, steps: int, guidance: float) -> Tensor:
-    schedule, conditioning = policy.schedule(steps), policy.encode(PROMPTS)
-    for i in range(steps):
-        x = DDIM(0.0).transition(policy.predict(x, i, schedule, conditioning, guidance), x, i, schedule).mean
-    return x
-
-
 @torch.no_grad()
 def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float) -> Tensor:
     told = pipeline.transformer.config.guidance_embeds
@@ -85,16 +73,6 @@ def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float) -> Tensor:
             output_type="latent",
         ).images
     return _unpacked(found, x)
-
-
-def stirred(policy: Any) -> Any:
-    """The policy with an adapter, or a network, that is not the base's any more."""
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(
-                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-            )
-    return policy
 
 
 # ---- the chain
@@ -181,16 +159,7 @@ def test_every_trainable_tensor_receives_a_gradient(
     lora: LoRA | None, precision: str, checkpointing: bool, models: dict[str, str]
 ) -> None:
     policy: Any = load(models["dev"], lora=lora, mixed_precision=precision, gradient_checkpointing=checkpointing)
-    schedule, conditioning, x = policy.schedule(3), policy.encode(PROMPTS), noise(policy)
-    optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
-    for _ in range(2):  # at first B is zero, and so is the gradient of A
-        with torch.no_grad():
-            policy.predict(x, 0, schedule, conditioning, 3.5)
-        optimizer.zero_grad()
-        policy.predict(x, 1, schedule, conditioning, 3.5).x0.square().sum().backward()
-        optimizer.step()
-    still = [name for name, p in policy.named_parameters().items() if p.grad is None or not p.grad.any()]
-    assert still == []
+    assert family_runs.without_gradient(policy, 3.5) == []
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
@@ -329,34 +298,8 @@ def test_networks_that_want_a_picture_beside_the_noise_are_refused(tmp_path: Pat
 
 # ---- the real configurations
 
-DEV = {  # as published
-    "_class_name": "FluxTransformer2DModel",
-    "attention_head_dim": 128,
-    "guidance_embeds": True,
-    "in_channels": 64,
-    "joint_attention_dim": 4096,
-    "num_attention_heads": 24,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "patch_size": 1,
-    "pooled_projection_dim": 768,
-}
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "sample_size": 1024,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "force_upcast": True,
-}
-T5 = {"architectures": ["T5EncoderModel"], "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24}
-T5 |= {"num_heads": 64, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}
+DEV = MODELS["flux-dev"].parts
+NETWORK, VAE = DEV["transformer"], DEV["vae"]
 
 
 def names(network: nn.Module) -> dict[str, int]:
@@ -374,7 +317,7 @@ def test_the_tiny_models_have_the_real_ones_keys(models: dict[str, str]) -> None
     few = {"num_layers": 1, "num_single_layers": 1}  # blocks are all alike
     for kind in KINDS:
         pipeline = plain(models[kind])
-        assert names(pipeline.transformer) == names(on_meta(DEV | few | {"guidance_embeds": kind == "dev"}))
+        assert names(pipeline.transformer) == names(on_meta(NETWORK | few | {"guidance_embeds": kind == "dev"}))
         inner = {key for key in names(on_meta(VAE)) if ".down_blocks." not in key and ".up_blocks." not in key}
         assert inner <= names(pipeline.vae).keys()
         listed = json.loads((Path(models[kind]) / "model_index.json").read_text())
@@ -407,7 +350,7 @@ def test_a_small_model_really_keeps_what_was_estimated(models: dict[str, str]) -
     texts = [rows.positive_rows(name) for name in policy.reads]
     network = policy.pipeline().transformer
     real = really_saved(network, lambda: policy._call(noise(policy, 6), torch.zeros(6), *texts, torch.ones(6)))
-    setup = Setup(models["dev"], LoRA(rank=2), micro_batch=6, guided=1, height=32, width=32)
+    setup = Setup(models["dev"], LoRA(rank=2), micro_batch=6, height=32, width=32)
     found = estimate(setup, cuda=False)
     assert found.of("saved activations") == pytest.approx(real, rel=0.02)
     assert found.of("network") == sum(p.nbytes for p in network.parameters() if not p.requires_grad)
@@ -416,7 +359,7 @@ def test_a_small_model_really_keeps_what_was_estimated(models: dict[str, str]) -
 
 
 def numbers(double: int, single: int) -> int:
-    return sum(p.numel() for p in on_meta(DEV | {"num_layers": double, "num_single_layers": single}).parameters())
+    return sum(p.numel() for p in on_meta(NETWORK | {"num_layers": double, "num_single_layers": single}).parameters())
 
 
 def test_the_estimate_of_the_real_configuration() -> None:
@@ -424,15 +367,12 @@ def test_the_estimate_of_the_real_configuration() -> None:
     one = numbers(1, 1)
     whole = one + 18 * (numbers(2, 1) - one) + 37 * (numbers(1, 2) - one)
     assert whole == pytest.approx(11.9e9, rel=0.005)
-    shallow = DEV | {"num_layers": 1, "num_single_layers": 1}
-    model = {"transformer": shallow, "vae": VAE, "text_encoder_2": T5}
-    setup = Setup(model, LoRA(), mixed_precision="bf16", guided=1, height=512, width=512)
+    shallow = NETWORK | {"num_layers": 1, "num_single_layers": 1}
+    model = {name: DEV[name] for name in ("vae", "text_encoder_2")} | {"transformer": shallow}
+    setup = Setup(model, LoRA(), mixed_precision="bf16", height=512, width=512)
     found = estimate(setup)
     assert found.of("network") == 2 * one and found.of("text encoder") / 2 == pytest.approx(4.76e9, rel=0.005)
     assert found.of("decoder") == 4 * sum(p.numel() for p in on_meta(VAE).parameters())  # in fp32, as its config says
-    # Two guided rows cost the same as two pictures: there is no second row here.
-    assert estimate(replace(setup, micro_batch=2)).of("saved activations") == pytest.approx(
-        estimate(replace(setup, guided=2)).of("saved activations"), rel=0.01
-    )
+    assert estimate(replace(setup, guided=False)) == found  # guidance takes no second row
     chosen = fit(found.needed, setup, most=2)
     assert chosen.memory.needed <= found.needed and chosen.setup.micro_batch >= 1

@@ -8,31 +8,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from full_size import UNET_21
 
 import family_runs
 import tiny
-from policy.test_sd3 import PROMPTS, noise, ours
+from family_runs import noise, of_unet, ours
 from policy.test_sdxl import layers, same
 from tastemaker.metering import text_weights
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
 
-UNET: dict[str, Any] = {  # stabilityai/stable-diffusion-2-1, as published
-    "_class_name": "UNet2DConditionModel",
-    "attention_head_dim": [5, 10, 20, 20],
-    "block_out_channels": [320, 640, 1280, 1280],
-    "cross_attention_dim": 1024,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "out_channels": 4,
-    "sample_size": 96,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "upcast_attention": True,
-    "use_linear_projection": True,
-}
 SMALLER = {
     "attention_head_dim": [1, 2, 4, 4],
     "block_out_channels": [4, 8, 16, 16],
@@ -53,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         tiny.save(
             tmp_path_factory.mktemp("sd2") / "v",
             prediction_type="v_prediction",
-            unet=UNET | SMALLER,
+            unet=UNET_21 | SMALLER,
             text={"hidden_act": "gelu", "num_hidden_layers": 2, "projection_dim": 8},
         )
     )
@@ -66,28 +52,12 @@ def plain(folder: str) -> Any:
     return pipeline
 
 
-@torch.no_grad()
-def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str = "") -> Tensor:
-    pipeline.check_inputs = lambda *_, **__: None  # it wants multiples of 8 pixels, whatever the VAE's factor
-    found: Tensor = pipeline(
-        PROMPTS,
-        negative_prompt=[negative] * len(PROMPTS),
-        height=2 * x.shape[2],
-        width=2 * x.shape[3],
-        latents=x,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type="latent",
-    ).images
-    return found
-
-
 @pytest.mark.parametrize(("guidance", "negative", "size"), [(1.0, "", {}), (5.0, "fog", {"height": 18, "width": 10})])
 def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, size: dict[str, int]) -> None:
     """Of latents 9 x 5 too, which the UNet halves three times."""
     policy = load(model, lora=LoRA(), **size)
     x, pipeline = noise(policy), plain(model)
-    wanted = theirs(pipeline, x, 4, guidance, negative)
+    wanted = of_unet(pipeline, x, 4, guidance, negative)
     assert same(ours(policy, x, 4, guidance, negative), wanted) and not same(wanted, x)
     assert pipeline.text_encoder.config.hidden_act == "gelu" and pipeline.unet.config.use_linear_projection
 
@@ -100,15 +70,15 @@ def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path,
     policy, pipeline = load(model, lora=LoRA(file=str(file))), plain(model)
     x = noise(policy)
     wanted = ours(policy, x, 2, 3.0)
-    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
+    assert not same(of_unet(pipeline, x, 2, 3.0), wanted)
     with quiet():
         pipeline.load_lora_weights(file.parent)
-    assert same(theirs(pipeline, x, 2, 3.0), wanted)
+    assert same(of_unet(pipeline, x, 2, 3.0), wanted)
 
 
 def test_the_tiny_models_tensors_are_called_as_those_of_the_real_one(model: str) -> None:
     with torch.device("meta"):
-        real = UNet2DConditionModel.from_config(UNET)
+        real = UNet2DConditionModel.from_config(UNET_21)
     assert sum(p.numel() for p in real.parameters()) == 865_910_724
     assert text_weights(TEXT) == 340_387_840
     assert layers(load(model, lora=None).pipeline().unet) == layers(real)

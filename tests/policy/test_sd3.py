@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from full_size import JOINT, LARGE_35, MEDIUM_35
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +18,7 @@ import family_runs
 import runs
 import tastemaker as tm
 import tiny_flow
+from family_runs import PROMPTS, noise, ours, stirred
 from tastemaker import metering
 from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, save
@@ -29,8 +31,6 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.process.schedule import from_sigmas
 from tastemaker.subjects import adapter_of
 from test_memory import really_saved
-
-PROMPTS = ["a red cat", "two dogs"]
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +54,6 @@ def plain(folder: str | Path) -> Any:
     return pipeline
 
 
-def noise(policy: Any, rows: int = 2) -> Tensor:
-    return torch.randn(rows, *policy.latent_shape, generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def ours(policy: Any, x: Tensor, steps: int, guidance: float, negative: str = "") -> Tensor:
-    schedule, conditioning = policy.schedule(steps), policy.encode(PROMPTS, negative)
-    for i in range(steps):
-        x = DDIM(0.0).transition(policy.predict(x, i, schedule, conditioning, guidance), x, i, schedule).mean
-    return x
-
-
 @torch.no_grad()
 def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str = "") -> Tensor:
     size = {"height": 2 * x.shape[2], "width": 2 * x.shape[3]}
@@ -80,16 +68,6 @@ def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str 
             output_type="latent",
         ).images
     return found
-
-
-def stirred(policy: Any) -> Any:
-    """The policy with an adapter, or a network, that is not the base's any more."""
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(
-                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-            )
-    return policy
 
 
 # ---- the chain
@@ -107,10 +85,6 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, 
 
 
 # 3.5 as published, and what a tiny one of the same structure has of it.
-MEDIUM_35: dict[str, Any] = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
-MEDIUM_35 |= {"dual_attention_layers": list(range(13)), "pos_embed_max_size": 384, "qk_norm": "rms_norm"}
-LARGE_35: dict[str, Any] = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432}
-LARGE_35 |= {"dual_attention_layers": [], "pos_embed_max_size": 192, "qk_norm": "rms_norm"}
 TINY_35 = {
     "medium": {"num_layers": 3, "dual_attention_layers": (0, 1), "pos_embed_max_size": 12},
     "large": {"num_layers": 3, "dual_attention_layers": ()},
@@ -129,9 +103,9 @@ def test_models_of_3_5(size: str, real: dict[str, Any], newer: dict[str, str], t
     """Their keys are those of the real one, and base and tuned model draw as the pipeline does."""
     policy = stirred(load(newer[size], lora=LoRA(), height=20, width=12))
     pipeline, x = plain(newer[size]), noise(policy)
-    few = {"num_layers": 3, "dual_attention_layers": real["dual_attention_layers"][:2]}
+    few = {"num_layers": 3, "dual_attention_layers": real.get("dual_attention_layers", [])[:2]}
     with torch.device("meta"), quiet():
-        wanted = SD3Transformer2DModel.from_config(MEDIUM | real | few).state_dict()
+        wanted = SD3Transformer2DModel.from_config(JOINT | real | few).state_dict()
     assert {k: v.ndim for k, v in pipeline.transformer.state_dict().items()} == {k: v.ndim for k, v in wanted.items()}
     second = "transformer_blocks.0.attn2.to_q.lora_A.weight" in policy.named_parameters()
     assert second == (size == "medium")
@@ -407,15 +381,7 @@ def test_every_trainable_tensor_receives_a_gradient(
 ) -> None:
     folder = request.getfixturevalue(model)
     policy: Any = load(folder, lora=LoRA(), mixed_precision=precision, gradient_checkpointing=checkpointing)
-    schedule, conditioning, x = policy.schedule(3), policy.encode(PROMPTS), noise(policy)
-    optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
-    for _ in range(2):  # at first B is zero, and so is the gradient of A
-        with torch.no_grad():
-            policy.predict(x, 0, schedule, conditioning, 3.0)
-        optimizer.zero_grad()
-        policy.predict(x, 1, schedule, conditioning, 3.0).x0.square().sum().backward()
-        optimizer.step()
-    assert [name for name, p in policy.named_parameters().items() if p.grad is None or not p.grad.any()] == []
+    assert family_runs.without_gradient(policy, 3.0) == []
     kept = {p.dtype for n, p in policy.pipeline().transformer.named_parameters() if ".lora_" not in n}
     assert kept == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
@@ -548,22 +514,6 @@ def test_a_small_model_really_keeps_what_was_estimated(model: str, lora: LoRA | 
     assert guess.of("saved activations") == pytest.approx(real, rel=0.02)
 
 
-MEDIUM = {  # Stable Diffusion 3 medium, as published
-    "_class_name": "SD3Transformer2DModel",
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-}
-
-
 @pytest.mark.parametrize(
     ("changes", "numbers"),
     [({}, 2.085e9), (MEDIUM_35, 2.47e9), (LARGE_35, 8.147e9)],  # "2", "2.5" and "8.1 billion" in their model cards
@@ -571,15 +521,15 @@ MEDIUM = {  # Stable Diffusion 3 medium, as published
 )
 def test_the_weights_of_a_large_model(changes: dict[str, Any], numbers: float) -> None:
     """With the table of positions, which is a buffer: 0.23 of the 2.47 billion numbers of 3.5 medium."""
-    made = metering.network(json.dumps(MEDIUM | changes), LoRA(), "bf16")
+    made = metering.network(json.dumps(JOINT | changes), LoRA(), "bf16")
     frozen = [one for one in (*made.parameters(), *made.buffers()) if not one.requires_grad]
     assert sum(one.numel() for one in frozen) == pytest.approx(numbers, rel=0.002)
     vae = {"block_out_channels": [8, 8, 8, 8], "down_block_types": ["DownEncoderBlock2D"] * 4, "norm_num_groups": 4}
     vae |= {"up_block_types": ["UpDecoderBlock2D"] * 4, "latent_channels": 16}
     few = changes | {"num_layers": 2, "dual_attention_layers": changes.get("dual_attention_layers", [])[:1]}
-    setup = Setup({"transformer": MEDIUM | few, "vae": vae}, LoRA(), mixed_precision="bf16", height=256, width=256)
+    setup = Setup({"transformer": JOINT | few, "vae": vae}, LoRA(), mixed_precision="bf16", height=256, width=256)
     found = estimate(setup)
-    assert found.of("network") == 2 * (sum(one.numel() for one in frozen) - rest(MEDIUM | changes, MEDIUM | few))
+    assert found.of("network") == 2 * (sum(one.numel() for one in frozen) - rest(JOINT | changes, JOINT | few))
     assert 1 <= fit(found.needed, setup, most=2).setup.micro_batch <= 2
 
 

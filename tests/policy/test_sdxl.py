@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from full_size import MODELS, UNET_XL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import family_runs
 import tiny
 import tiny_xl
-from policy.test_sd3 import PROMPTS, noise, ours, stirred
+from family_runs import PROMPTS, noise, of_unet, ours, stirred
 from tastemaker.exports.diffusers import save
 from tastemaker.memory import Setup, estimate
 from tastemaker.metering import denoising, text_weights
@@ -42,26 +42,6 @@ def plain(folder: str | Path) -> Any:
     return pipeline
 
 
-@torch.no_grad()
-def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str | None = None) -> Tensor:
-    """With the scheduler that the pipeline has."""
-    pipeline.check_inputs = lambda *_, **__: None  # it wants multiples of 8 pixels, whatever the VAE's factor
-    found: Tensor
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Euler's tensors that NumPy makes arrays of
-        found = pipeline(
-            PROMPTS,
-            negative_prompt=negative and [negative] * len(PROMPTS),
-            height=2 * x.shape[2],
-            width=2 * x.shape[3],
-            latents=x,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="latent",
-        ).images
-    return found
-
-
 def same(found: Tensor, wanted: Tensor) -> bool:
     """Up to the last digits."""
     return bool((found - wanted).abs().max() < 1e-5 * wanted.abs().max())
@@ -84,14 +64,14 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str |
     """Of latents 8 x 5 too, which the UNet halves twice."""
     policy = load(model, lora=LoRA(), **size)
     x = noise(policy)
-    wanted = theirs(by_ddim(plain(model)), x, 5, guidance, negative)
+    wanted = of_unet(by_ddim(plain(model)), x, 5, guidance, negative)
     assert same(ours(policy, x, 5, guidance, negative or ""), wanted) and not same(wanted, x)
 
 
 def test_what_it_ends_at_is_what_the_published_scheduler_draws(model: str) -> None:
     """Euler's last step goes to x0 itself; DDIM's to the first entry of the model's table."""
     policy, x = load(model, lora=None), noise(load(model, lora=None))
-    wanted = theirs(plain(model), x, 4, 5.0)
+    wanted = of_unet(plain(model), x, 4, 5.0)
     schedule, conditioning = policy.schedule(4), policy.encode(PROMPTS)
     for i in range(4):
         with torch.no_grad():
@@ -106,7 +86,7 @@ def test_a_network_that_predicts_v(tmp_path: Path, zero: bool) -> None:
     folder = tiny_xl.save(tmp_path, prediction_type="v_prediction", scheduler=scheduler)
     policy = load(str(folder), lora=None)
     x = noise(policy)
-    assert same(ours(policy, x, 4, 5.0), theirs(by_ddim(plain(folder)), x, 4, 5.0))
+    assert same(ours(policy, x, 4, 5.0), of_unet(by_ddim(plain(folder)), x, 4, 5.0))
     assert (policy.schedule(4).alpha[0] == 0) == zero
 
 
@@ -119,7 +99,7 @@ def test_without_a_negative_prompt_guidance_moves_away_from_what_the_model_says(
     policy = load(str(folder), lora=None)
     assert torch.equal(policy.encode(["a"]).negative_rows("text")[0], encoded.table["text"][0])
     x = noise(policy)
-    assert same(ours(policy, x, 3, 5.0), theirs(by_ddim(plain(folder)), x, 3, 5.0))
+    assert same(ours(policy, x, 3, 5.0), of_unet(by_ddim(plain(folder)), x, 3, 5.0))
 
 
 def test_rows_alone_and_steps_as_a_tensor_are_the_same(model: str) -> None:
@@ -221,15 +201,7 @@ def test_every_trainable_tensor_receives_a_gradient(
     model: str, lora: LoRA | None, precision: str, checkpointing: bool
 ) -> None:
     policy: Any = load(model, lora=lora, mixed_precision=precision, gradient_checkpointing=checkpointing)
-    schedule, conditioning, x = policy.schedule(3), policy.encode(PROMPTS, "fog"), noise(policy)
-    optimizer = torch.optim.SGD(policy.parameters(), 1e-2)
-    for _ in range(2):  # at first B is zero, and so is the gradient of A
-        with torch.no_grad():
-            policy.predict(x, 0, schedule, conditioning, 3.0)
-        optimizer.zero_grad()
-        policy.predict(x, 1, schedule, conditioning, 3.0).eps.square().sum().backward()
-        optimizer.step()
-    assert [name for name, p in policy.named_parameters().items() if p.grad is None or not p.grad.any()] == []
+    assert family_runs.without_gradient(policy, 3.0) == []
     if lora:
         kept = {p.dtype for n, p in policy.pipeline().unet.named_parameters() if ".lora_" not in n}
         assert kept == {torch.bfloat16 if precision == "bf16" else torch.float32}
@@ -248,7 +220,7 @@ def test_the_lora_file_gives_the_same_pictures_in_plain_diffusers(model: str, tm
     pipeline, bare = by_ddim(plain(model)), by_ddim(plain(model))
     with quiet():
         pipeline.load_lora_weights(file.parent)
-    assert same(theirs(pipeline, x, 3, 3.0), wanted) and not same(theirs(bare, x, 3, 3.0), wanted)
+    assert same(of_unet(pipeline, x, 3, 3.0), wanted) and not same(of_unet(bare, x, 3, 3.0), wanted)
     assert same(ours(load(model, lora=LoRA(rank=4, file=str(file))), x, 3, 3.0), wanted)
 
 
@@ -259,7 +231,7 @@ def test_full_tuning_is_saved_whole_and_read_again(model: str, tmp_path: Path) -
     assert {one.name for one in folder.iterdir()} == {one.name for one in Path(model).iterdir()}
     wanted = ours(policy, x, 2, 3.0)
     assert torch.equal(ours(load(str(folder), lora=None), x, 2, 3.0), wanted)
-    assert same(theirs(by_ddim(plain(folder)), x, 2, 3.0), wanted)
+    assert same(of_unet(by_ddim(plain(folder)), x, 2, 3.0), wanted)
 
 
 # ---- runs
@@ -273,10 +245,10 @@ def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path,
     policy, pipeline = load(model, lora=LoRA(file=str(file))), by_ddim(plain(model))
     x = noise(policy)
     wanted = ours(policy, x, 2, 3.0)
-    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
+    assert not same(of_unet(pipeline, x, 2, 3.0), wanted)
     with quiet():
         pipeline.load_lora_weights(file.parent)
-    assert same(theirs(pipeline, x, 2, 3.0), wanted)
+    assert same(of_unet(pipeline, x, 2, 3.0), wanted)
 
 
 # ---- the real one
@@ -290,7 +262,7 @@ def layers(network: nn.Module) -> dict[str, int]:
 
 def test_the_tiny_models_tensors_are_called_as_those_of_the_real_one(model: str) -> None:
     with torch.device("meta"):
-        real = UNet2DConditionModel.from_config(tiny_xl.UNET)
+        real = UNet2DConditionModel.from_config(UNET_XL)
     assert sum(p.numel() for p in real.parameters()) == 2_567_463_684
     assert layers(load(model, lora=None).pipeline().unet) == layers(real)
 
@@ -311,7 +283,7 @@ def test_a_small_model_really_keeps_what_was_estimated(model: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_the_real_one_needs() -> None:
-    setup = Setup(tiny_xl.REAL, LoRA(), mixed_precision="bf16", gradient_checkpointing=True)
+    setup = Setup(MODELS["sdxl"].parts, LoRA(), mixed_precision="bf16", gradient_checkpointing=True)
     found = estimate(setup)
     assert found.of("network") == 2 * 2_567_463_684
     assert found.of("text encoder") / 2 == pytest.approx(123.1e6 + 694.7e6, rel=1e-3)

@@ -31,13 +31,15 @@ def test_a_trajectory_does_not_depend_on_the_rows_of_a_call(name: str, tmp_path:
 
 
 def test_nor_does_the_gradient_of_a_real_network_in_fp32(tmp_path: Path) -> None:
-    """From the same kept rollout, relative 1e-5."""
+    """From the same kept rollout; the last bits of x' - mean, numbers up to 4, are divided by a step's std."""
 
     def redness(images: Tensor, prompts: Prompts) -> Tensor:
         return images[:, 0].mean((1, 2))
 
     algorithm = DDPO(images=6, updates=2, steps=4, guidance=3.0)
     policy = load(str(tiny.save(tmp_path)), lora=None, sets=())
+    stds = algorithm.sampler.stds(policy.schedule(algorithm.steps))
+    rounding = 4 * torch.finfo(torch.float32).eps / float(stds[stds > 0].min())
     start = {name: tensor.clone() for name, tensor in policy.state().items()}
     kept, found = {}, []
     for micro in (4, 5, 12):
@@ -46,5 +48,5 @@ def test_nor_does_the_gradient_of_a_real_network_in_fp32(tmp_path: Path) -> None
         it = iteration_of(algorithm, policy, plan, reward=redness, kept=kept)
         found.append(gradient(it, next(iter(algorithm.iteration(it))), algorithm)[0])
         kept = {name: value for name, value in it.kept.items() if name.startswith("rollout.")}
-    assert all(apart(other, found[0]) < 1e-5 for other in found[1:])
+    assert all(apart(other, found[0]) < rounding < 3e-5 for other in found[1:])
     assert torch.cat([g.flatten() for g in found[0].values()]).norm() > 0

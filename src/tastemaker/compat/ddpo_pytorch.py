@@ -61,11 +61,12 @@ OWN: dict[str, tuple[Any, str, str]] = {
     "reward_fn": ("jpeg_compressibility", "reward", ""),
 }
 PARTS = {key.partition(".")[0] for key in (*BASE, *OWN) if "." in key}
-REWARDS = {  # its factories -> ours
+REWARDS: dict[str, Any] = {  # its factories -> ours
     "jpeg_compressibility": "jpeg_compressibility",
     "jpeg_incompressibility": "jpeg_incompressibility",
     "aesthetic_score": "aesthetic",
     "llava_bertscore": "vlm",
+    "llava_strict_satisfaction": {"name": "vlm", "mode": "questions"},
 }
 PROMPTS = {  # its functions -> our sets
     "simple_animals": "animals",
@@ -122,7 +123,7 @@ def unknown(key: str, whose: str, names: Iterable[str]) -> ValueError:
 
 
 def named(
-    own: Mapping[str, Any], reward: Any, prompts: Any, rewards: Mapping[str, str], sets: Mapping[str, str]
+    own: Mapping[str, Any], reward: Any, prompts: Any, rewards: Mapping[str, Any], sets: Mapping[str, str]
 ) -> dict[str, Any]:
     """Model, LoRA, reward and prompts by the tables of names; what was given in their place stays."""
     revision = own["pretrained.revision"]
@@ -139,7 +140,7 @@ def named(
     }
 
 
-def _looked_up(key: str, name: str, table: Mapping[str, str], argument: str) -> str:
+def _looked_up(key: str, name: str, table: Mapping[str, Any], argument: str) -> Any:
     if name not in table:
         raise ValueError(f"{key} {name!r} has no counterpart here ({', '.join(table)} have): give `{argument}=` yours.")
     return table[name]

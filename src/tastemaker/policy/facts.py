@@ -56,8 +56,16 @@ def guiding(network: Mapping[str, Any]) -> Guiding:
 
 
 def guiding_of(model: str, revision: str | None = None, variant: str | None = None) -> Guiding:
-    """Of what the user typed as --model; of a hub id the config files are fetched. Errors: ValueError as of `find`."""
-    if find(model, revision, variant).contents.get("transformer") != ["diffusers", DISTILLED]:
+    """Of what the user typed as --model; of a hub id the config files are fetched.
+
+    A model that cannot be had is loading's to tell of: until then it has two rows. Errors: ValueError for a config file
+    that is not there or is no JSON.
+    """
+    try:
+        found = find(model, revision, variant)
+    except ValueError:
+        return TWO_ROWS
+    if found.contents.get("transformer") != ["diffusers", DISTILLED]:
         return TWO_ROWS
     file = configs(model, revision) / "transformer" / "config.json"
     try:
