@@ -163,7 +163,6 @@ def test_the_list_says_what_goes_with_what(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(algorithms, "TABLE", few)
     monkeypatch.setitem(NEEDS, "picky", "a differentiable reward")
     monkeypatch.setattr(explain, "DIFFERENTIABLE", frozenset({"shapes_alignment"}))
-    monkeypatch.setattr(explain, "PENDING", {"jpeg_incompressibility": "bytes"})
     listed = " ".join(run("explain")[1].split())
     assert "Takes any reward; a sampler with random steps" in listed and "Takes a differentiable reward." in listed
     assert "[B,3,H,W] in [0,1]. Not differentiable: for ddpo, reinforce." in listed
@@ -171,9 +170,7 @@ def test_the_list_says_what_goes_with_what(run: Run, monkeypatch: pytest.MonkeyP
     assert "ddpo, reinforce any reward" in listed and "picky shapes_alignment, or a function in torch" in listed
     known_here = "shapes, shapes_heldout, shapes_alignment, shapes_judge, shapes_taste;"
     assert f"knows few words and is judged by them: {known_here}" in listed
-    assert "take many bytes. [pending: `jpeg_incompressibility` is not built yet; give it another --reward]" in listed
-    assert "take few bytes. ddpo_full" in listed  # one that waits for nothing
-    assert "jpeg_incompressibility Bytes. [pending: not built yet]" in listed
+    assert "take few bytes. ddpo_full" in listed
     assert "simple_animals `animals` by another name" in listed
 
 
@@ -189,15 +186,6 @@ def test_what_the_list_says_of_algorithms_and_rewards_is_true() -> None:
         if "random steps" in needs:
             with pytest.raises(ValueError, match="draws nothing at random"):
                 attribute(config.algorithms()[name])(sampler=DDIM(eta=0)).items(schedule)
-
-
-def test_the_page_of_what_is_not_built_yet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "PENDING", {"jpeg_incompressibility": "bytes"})
-    out = run("explain", "jpeg_incompressibility")[1]
-    assert "a reward that is not built yet: bytes.\ntastemaker train ddpo_incompressibility needs another" in out
-    out = run("explain", "ddpo_incompressibility")[1]
-    assert "Its reward `jpeg_incompressibility` is not built yet: add --reward NAME.\n" in out
-    assert "not built yet" not in run("explain", "ddpo_compressibility")[1]
 
 
 def test_pages_say_what_a_thing_is(run: Run) -> None:

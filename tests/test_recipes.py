@@ -19,8 +19,8 @@ from tastemaker.plan import Plan
 from tastemaker.preparation import load_policy
 from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import Listed, source
-from tastemaker.rewards import PENDING, named
 from tastemaker.rewards import TABLE as REWARDS
+from tastemaker.rewards import named
 from tastemaker.rewards.facts import FACTS
 from tastemaker.sweeping import Sweep
 from tastemaker.training.lines import read_lines
@@ -214,13 +214,12 @@ def policy(recipe: str, *request: Any) -> Any:
 def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any], str]:
     """The command's dry run on so many devices: its plan, its settings, what it prints.
 
-    A model of the hub is replaced by a tiny one with its scheduler, a reward that is not built yet by a user's, prompts
-    that are no part of the package by some that are. The first run of a recipe loads its policy, others take that. Of
-    an algorithm's recipes one has its memory estimated, which takes long.
+    A model of the hub is replaced by a tiny one with its scheduler, prompts that are no part of the package by some
+    that are. The first run of a recipe loads its policy, others take that. Of an algorithm's recipes one has its memory
+    estimated, which takes long.
     """
     asked = config.asked(recipe, {})
     model = () if asked["model"] == "shapes" else ("--model", runs.model())
-    reward = ("--reward", runs.reward("brightness")) if str(asked["reward"]) in PENDING else ()
     prompts = others(asked)
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
@@ -237,7 +236,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
         if (devices, more) != (1, ()) or recipe not in MEASURED:
             patch.setattr(fitting, "table", lambda *about: [])
         patch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-        ran = runs.train(["train", recipe, *model, *reward, *prompts, "--device", "cpu", "--dry-run", *more])
+        ran = runs.train(["train", recipe, *model, *prompts, "--device", "cpu", "--dry-run", *more])
     return *found.pop(), ran.out
 
 
@@ -522,15 +521,6 @@ def test_the_prompts_of_trls_script_are_among_the_papers() -> None:
 # ---- what they wait for
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if str(config.asked(name, {})["reward"]) in PENDING])
-def test_a_recipe_whose_reward_is_not_built_asks_for_another(name: str) -> None:
-    reward = config.asked(name, {})["reward"]
-    ran = runs.call("train", name)
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith(f"tastemaker: recipe {name}: reward: `{reward}` is not built yet ({PENDING[reward]}); ")
-    assert "give another with --reward NAME (" in ran.err and all(other in ran.err for other in REWARDS)
-
-
 @pytest.mark.parametrize("name", [name for name in RECIPES if str(config.asked(name, {})["reward"]) in FACTS])
 def test_a_recipe_whose_reward_is_to_be_downloaded_says_so_before_its_model_is(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -548,14 +538,6 @@ def test_a_recipe_whose_reward_is_to_be_downloaded_says_so_before_its_model_is(
     assert ran.code == 2 and ran.err.startswith(f"tastemaker: reward `{asked['reward']}` needs "), ran.err
     assert " MB), which is neither on this machine" in ran.err and "`hf download " in ran.err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_pending_reward_is_named_by_the_flag_that_asks_for_it(tmp_path: Path) -> None:
-    for name in PENDING:
-        for flag in ("--reward", "--held_out_rewards"):
-            ran = runs.call(*runs.words(tmp_path / "run", flag, name))
-            assert ran.code == 2 and ran.err.startswith(f"tastemaker: {flag}: `{name}` is not built yet")
-            assert f"give another with {flag} NAME" in ran.err
 
 
 def test_a_wrong_name_in_a_recipe_is_the_recipes(tmp_path: Path) -> None:

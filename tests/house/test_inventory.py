@@ -22,7 +22,6 @@ from tastemaker.commands.doctor import EXTRAS
 from tastemaker.policy import load
 from tastemaker.prompts import files, hub
 from tastemaker.prompts.sources import TABLE as PROMPTS
-from tastemaker.rewards import PENDING
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.settings import RunSettings
 
@@ -130,7 +129,7 @@ def unresolved(path: Path) -> list[str]:
         return [*wrong, str(error)]
     for spec, table in ((run.reward, REWARDS), (run.prompts, PROMPTS), (run.evaluation.prompts, PROMPTS)):
         named = spec.get("name") if isinstance(spec, dict) else spec
-        if isinstance(named, str) and named not in table and not (table is REWARDS and named in PENDING):
+        if isinstance(named, str) and named not in table:
             wrong += [] if table is PROMPTS and fetched(named, text) else [f"there is no {named}"]
     return wrong
 
@@ -163,17 +162,6 @@ def test_a_recipe_that_does_not_resolve_is_found(tmp_path: Path) -> None:
     assert unresolved(path) == ["there is no mine.txt"]  # the header does not say where it comes from
     path.write_text(good.replace("reward: ", "reward: no_"))
     assert unresolved(path) == [f"there is no no_{next(iter(REWARDS))}"]
-
-
-def pending(recipes: Iterable[str]) -> set[str]:
-    """The rewards that recipes wait for."""
-    return {str(config.asked(recipe, {}).get("reward")) for recipe in recipes} & set(PENDING)
-
-
-def test_what_is_pending_is_still_missing_and_asked_for() -> None:
-    """A reward that is built leaves the list; so does one that no recipe names."""
-    assert set(PENDING) & set(REWARDS) == set()
-    assert pending(RECIPES) == set(PENDING)
 
 
 # ---- names

@@ -15,7 +15,7 @@ from tastemaker.build import attribute, suggest
 from tastemaker.layers import SHORT
 from tastemaker.policy import load
 from tastemaker.prompts.sources import TABLE as PROMPTS
-from tastemaker.rewards import DIFFERENTIABLE, PENDING
+from tastemaker.rewards import DIFFERENTIABLE
 from tastemaker.rewards import TABLE as REWARDS
 from tastemaker.rewards.facts import FACTS
 
@@ -69,20 +69,17 @@ def _of_algorithm(name: str) -> str:
 
 
 def _of_recipes() -> dict[str, str]:
-    """The first line of each header; what a recipe waits for."""
-    rows = {}
-    for name, path in config.recipes().items():
-        reward = config.asked(name, {}).get("reward")
-        waits = f"  [pending: `{reward}` is not built yet; give it another --reward]" if _pending(reward) else ""
-        rows[name] = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") + waits
-    return rows
+    """The first line of each header."""
+    return {
+        name: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for name, path in config.recipes().items()
+    }
 
 
 def _of_rewards() -> dict[str, str]:
     from tastemaker import manual
 
-    rows = {name: f"{manual.headline(entry)}  {_gradient(name)}" for name, entry in REWARDS.items()}
-    return rows | {name: f"{what[0].upper()}{what[1:]}.  [pending: not built yet]" for name, what in PENDING.items()}
+    return {name: f"{manual.headline(entry)}  {_gradient(name)}" for name, entry in REWARDS.items()}
 
 
 def _gradient(reward: str) -> str:
@@ -107,10 +104,6 @@ def _takers(reward: str) -> list[str]:
 
 def _differentiates(algorithm: str) -> bool:
     return NEEDS.get(algorithm, "").startswith("a differentiable reward")
-
-
-def _pending(reward: object) -> bool:
-    return isinstance(reward, str) and reward in PENDING
 
 
 def _pairs() -> dict[str, str]:
@@ -149,7 +142,6 @@ def _shelves() -> list[tuple[Any, Callable[[str], str]]]:
         (config.recipes(), _recipe),
         (load.BUILT_IN, _model),
         (REWARDS, lambda name: _function("reward", REWARDS[name], name)),
-        (PENDING, _awaited),
         (PROMPTS, lambda name: _function("prompts", PROMPTS[name], name)),
         (PARTS, _run),
     ]
@@ -169,9 +161,7 @@ def _recipe(name: str) -> str:
     path = config.find(name)
     assert path is not None
     config.algorithm_of(name)
-    reward = config.asked(name, {}).get("reward")
-    waits = f"Its reward `{reward}` is not built yet: add --reward NAME.\n" if _pending(reward) else ""
-    return f"{name}, a recipe: tastemaker train {name}\n{waits}\n{path.read_text(encoding='utf-8')}"
+    return f"{name}, a recipe: tastemaker train {name}\n\n{path.read_text(encoding='utf-8')}"
 
 
 def _model(name: str) -> str:
@@ -216,12 +206,6 @@ def _facts(reward: str) -> str:
 
 def _pin(revision: str | None) -> str:
     return f", commit {revision[:8]}" if revision else ""
-
-
-def _awaited(name: str) -> str:
-    waiting = [recipe for recipe in config.recipes() if config.asked(recipe, {}).get("reward") == name]
-    text = f"{name}, a reward that is not built yet: {PENDING[name]}.\n"
-    return text + "".join(f"tastemaker train {recipe} needs another until then: --reward NAME\n" for recipe in waiting)
 
 
 def _run(name: str) -> str:

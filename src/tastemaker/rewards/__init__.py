@@ -46,8 +46,6 @@ DIFFERENTIABLE: frozenset[str] = frozenset(
     | {"aesthetic", "clip_score", "pickscore", "hpsv2"}
     | {"image_reward", "mirror_symmetry", "rotational_symmetry", "rotation_invariance", "thumbnail"}
 )
-# Names that are settled and not built yet: what they will be. Recipes that name one need another reward until then.
-PENDING: dict[str, str] = {}
 
 # Public names that need torch: module:attribute, loaded when they are asked for.
 _LAZY: dict[str, str] = {
@@ -65,7 +63,7 @@ _LAZY: dict[str, str] = {
     "score": "tastemaker.rewards.reward:score",
 }
 
-__all__ = ["DIFFERENTIABLE", "PENDING", "TABLE", "named", *_LAZY]
+__all__ = ["DIFFERENTIABLE", "TABLE", "named", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
@@ -118,10 +116,4 @@ def _found(spec: str, key: str) -> tuple[str, Any]:
         return spec, _load(TABLE[spec])
     if is_function_spec(spec):
         return spec.rpartition(":")[2], load_function(spec, key=key)
-    if spec in PENDING:
-        flag = key if key.startswith("--") else "--reward"
-        raise ValueError(
-            f"{key}: `{spec}` is not built yet ({PENDING[spec]}); give another with {flag} NAME "
-            f"({', '.join(TABLE)}, or `path/to/file.py:function`)."
-        )
     raise unknown(spec, TABLE, key=key, kind="reward", also="`path/to/file.py:function` for a reward of your own")
