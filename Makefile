@@ -7,7 +7,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# Compiled code is kept: tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # One process a core, at most four: each holds torch and diffusers in memory.
 PARALLEL := -n auto --maxprocesses 4 --durations 10
 

@@ -26,6 +26,7 @@ from toy_runs import iteration_of, plan_of
 GIB = 2**30
 LARGE = MODELS["sd1.5"].parts
 UNET, VAE = LARGE["unet"], LARGE["vae"]
+NARROW = LARGE | {"unet": UNET | {"block_out_channels": [32] * 4, "attention_head_dim": 4}}  # decoding takes the most
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_measuring_leaves_torch_and_the_network_as_they_were() -> None:
 def test_the_peak_is_that_of_the_largest_phase(small: Path) -> None:
     learning = estimate(Setup(small, LoRA(rank=2), micro_batch=8, sampling_batch=1), cuda=False)
     assert learning.peak == learning.during("always") + learning.during("learning")
-    decoding = estimate(Setup(LARGE, LoRA(), mixed_precision="fp16", sampling_batch=8), cuda=False)
+    decoding = estimate(Setup(NARROW, LoRA(), mixed_precision="fp16", sampling_batch=8), cuda=False)
     assert decoding.peak == decoding.during("always") + decoding.during("decoding")
     assert estimate(Setup(small, LoRA(rank=2))).needed - estimate(Setup(small, LoRA(rank=2)), cuda=False).needed > 5e8
     assert [row[0] for row in learning.table()][-1] == "memory"
@@ -202,7 +203,7 @@ def test_fit_turns_to_checkpointing_when_nothing_else_fits(small: Path, budget: 
 
 
 def test_fit_slices_the_vae_only_where_that_makes_the_room() -> None:
-    setup = Setup(LARGE, LoRA(), mixed_precision="fp16", sampling_batch=8)
+    setup = Setup(NARROW, LoRA(), mixed_precision="fp16", sampling_batch=8)
     whole, sliced = (estimate(replace(setup, vae_slicing=on), cuda=False).needed for on in (False, True))
     assert sliced < whole
     assert not fit(whole, setup, most=1, cuda=False).setup.vae_slicing
@@ -221,8 +222,7 @@ def test_tiles_bound_what_decoding_takes(small: Path) -> None:
 
 
 def test_fit_turns_to_tiles_when_nothing_else_fits() -> None:
-    small = UNET | {"block_out_channels": [32] * 4, "attention_head_dim": 4}  # beside it decoding is what takes most
-    setup = Setup({"unet": small, "vae": VAE}, LoRA(), sampling_batch=1, width=768)
+    setup = Setup(NARROW, LoRA(), sampling_batch=1, width=768)
     sliced, tiled = (
         estimate(replace(setup, vae_slicing=True, vae_tiling=on), cuda=False).needed for on in (False, True)
     )

@@ -1,51 +1,22 @@
 """Ranks in step: alone, in this process; and two gloo processes, started once for all cases (world_ranks.py)."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import world_ranks
-from tastemaker import world as module
 from tastemaker.world import Stop, World
+from two_ranks import left_by
 from world_ranks import BIG, Update, parameters
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each case returned on rank 0 and on rank 1."""
-    folder = tmp_path_factory.mktemp("world")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    source = str(Path(module.__file__).parents[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    common |= {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, world_ranks.__file__, str(folder)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=60)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-    yield [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    folder = left_by(world_ranks.__file__, tmp_path_factory, seconds=60)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
 Ranks = list[dict[str, Any]]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,15 @@ def test_an_algorithm_without_page_recipe_or_test_is_found(tmp_path: Path) -> No
     assert lacking("new", tmp_path, mine, {"r": "new"}) == []
 
 
+@cache
+def written() -> list[Source]:
+    """All tests."""
+    return [source(str(path), path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_has_a_page_a_recipe_and_a_test(name: str) -> None:
-    tests = [source(str(path), path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
-    assert lacking(name, ROOT, tests, {recipe: config.algorithm_of(recipe) for recipe in RECIPES}) == []
+    assert lacking(name, ROOT, written(), {recipe: config.algorithm_of(recipe) for recipe in RECIPES}) == []
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -107,7 +107,7 @@ def test_it_finds_the_captions_of_pictures_that_it_never_saw() -> None:
 
 def test_after_the_autoencoder_it_still_finds_them() -> None:
     images, prompts = (some[:30] for some in fresh(400))
-    assert sum(nearest(round_trip(images))[k] == text for k, text in enumerate(prompts)) >= 27
+    assert sum(a == b for a, b in zip(nearest(round_trip(images)), prompts, strict=True)) >= 27
 
 
 def test_on_samples_of_the_base_it_agrees_with_a_person() -> None:

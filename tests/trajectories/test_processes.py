@@ -1,10 +1,6 @@
 """Two gloo processes make the same run as one: started once for all cases (ranks.py)."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +8,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-import tastemaker
 from toy_runs import apart, metrics, same
 from trajectories import ranks
 from trajectories.ranks import CASES, STOPS
+from two_ranks import left_by
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -23,31 +19,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both ranks left: weights of every case, and rank 0's metrics."""
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    paths = [str(Path(tastemaker.__file__).parents[1]), str(Path(ranks.__file__).parents[1])]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    common |= {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ranks.__file__, str(folder)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=280)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()  # closes its pipe
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-    return folder
+    return left_by(ranks.__file__, tmp_path_factory, seconds=280)
 
 
 def weights(folder: Path, name: str) -> dict[str, Tensor]:

@@ -23,10 +23,12 @@ def lines(text: str) -> list[Line]:
     found = []
     try:
         for line in text.splitlines():
-            ((key, value),) = yaml.safe_load(line).items()
             body, mark, note = line.rpartition("  # ")
-            if not mark or yaml.safe_load(body) != {key: value}:  # the mark stands inside a text
-                note = ""
+            try:
+                ((key, value),) = yaml.safe_load(body if mark else line).items()
+            except yaml.YAMLError:  # the mark stands inside a text, which is cut there
+                ((key, value),), note = yaml.safe_load(line).items(), ""
+            note = note if mark else ""
             found.append(Line(line, (len(line) - len(line.lstrip())) // 2, str(key), value, note))
     except (yaml.YAMLError, AttributeError, ValueError):
         return []

@@ -78,7 +78,7 @@ def handler(function: Any, about: dict[str, Any], token: str) -> type[BaseHTTPRe
             if not self.known():
                 return
             length = self.headers.get("Content-Length", "")
-            if not length.isdigit() or int(length) > BYTES:
+            if not length.isdecimal() or int(length) > BYTES:
                 return self.say(413, {"error": f"a body has at most {BYTES} bytes"})
             body = bytearray(self.rfile.read(int(length)))
             try:
