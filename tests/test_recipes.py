@@ -322,7 +322,9 @@ def test_a_recipe_of_the_built_in_model_takes_a_step_from_values(name: str, tmp_
     """Two updates of a group of four, or of four: the first ratio is 1, and then the base is left."""
     few = ("--algorithm.images", "8", "--algorithm.updates", "2", "--algorithm.steps", "4", "--iterations", "1")
     more = ("--evaluation.count", "1", "--evaluation.images_per_prompt", "1", "--evaluation.steps", "2")
-    ran = runs.call("train", name, *few, *more, "--device", "cpu", "--output_dir", str(tmp_path / "run"))
+    ran = runs.call(
+        "train", name, *few, *more, "--alarms.strips", "0", "--device", "cpu", "--output_dir", str(tmp_path / "run")
+    )
     assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
     (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     first, second = row["updates"]
@@ -355,7 +357,7 @@ def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tm
         "--output_dir",
         str(tmp_path / "run"),
     )
-    ran = runs.call("train", name, *few, *more)
+    ran = runs.call("train", name, *few, *more, "--alarms.strips", "0")
     assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
     (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     before, after = read_lines(tmp_path / "run" / "evaluations.jsonl")
@@ -369,7 +371,7 @@ def test_a_recipe_of_the_forward_process_learns_from_a_few_pictures(name: str, t
     """One update of four pictures, scored once each: the files of a run are there, and pictures change."""
     few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "2", "--device", "cpu")
     more = ("--evaluation.images_per_prompt", "1", "--evaluation.steps", "2", "--output_dir", str(tmp_path / "run"))
-    ran = runs.call("train", name, *few, *more)
+    ran = runs.call("train", name, *few, *more, "--alarms.strips", "0")
     assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
     (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     before, after = read_lines(tmp_path / "run" / "evaluations.jsonl")
@@ -409,7 +411,7 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
 def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: str, tmp_path: Path) -> None:
     few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "1")  # k = 10 has all ten steps live
     more = ("--evaluation.images_per_prompt", "2", "--evaluation.steps", "2", "--device", "cpu")
-    ran = runs.call("train", name, *few, *more, "--output_dir", str(tmp_path / "run"))
+    ran = runs.call("train", name, *few, *more, "--alarms.strips", "0", "--output_dir", str(tmp_path / "run"))
     assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
     settings = runs.settings(tmp_path / "run")
     assert settings["reward"]["model"] == "shapes" and "shapes_alignment" in settings["held_out_rewards"]
