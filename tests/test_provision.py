@@ -10,11 +10,13 @@ import torch
 import yaml
 
 import runs
-from tastemaker import config, fitting, planning, preparation, provision
+from tastemaker import config, fitting, planning, preparation, provision, subjects
 from tastemaker.memory import size
 from tastemaker.policy.downloads import Download
+from tastemaker.policy.facts import TWO_ROWS
 from tastemaker.policy.load import Files
 from tastemaker.policy.presets import FILE, preset
+from tastemaker.sweeping import Sweep
 
 KNOWN = {model: entry for entry in yaml.safe_load(FILE.read_text()) for model in entry["models"]}
 MEDIUM = "stabilityai/stable-diffusion-3.5-medium"
@@ -33,6 +35,15 @@ def test_a_known_model_brings_its_defaults_to_every_algorithm(model: str, monkey
             for key in path.split("."):
                 at = at.get(key, {})
             assert at == value or path not in found.origin or found.origin[path] != "model", path
+
+
+def test_sweeps_and_bare_models_are_given_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "guiding_of", lambda model: TWO_ROWS)  # without the hub
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    sweep = Sweep("ddpo", {"model": MEDIUM, **NEEDED}, "learning_rate=1e-4,1e-3", 1, tmp_path / "sweep")
+    assert {sweep._resolved(one, 0).run.mixed_precision for one in sweep.variants} == {"bf16"}
+    bare = subjects.of_model(MEDIUM).tree
+    assert (bare["mixed_precision"], bare["algorithm"]["guidance"]) == ("bf16", 4.5)
 
 
 def test_every_value_of_a_preset_has_its_reason() -> None:

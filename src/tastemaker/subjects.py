@@ -19,7 +19,6 @@ from tastemaker.outcome import Run
 from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
-from tastemaker.policy.load import folder as model_folder
 from tastemaker.policy.lora_file import DIFFUSERS, read
 from tastemaker.policy.policy import Exportable, Policy
 from tastemaker.policy.weights import LoRA
@@ -173,8 +172,7 @@ def _placed(run: Subject) -> str:
 
 def of_model(model: str) -> Subject:
     """A bare model with the defaults that it brings."""
-    home = model_folder(model)
-    defaults = config.model_defaults(home).get("defaults", {}) if home else {}
+    defaults = config.brought(model).get("defaults", {})
     usual = {"guidance": guiding_of(model).usual}
     shared = {key: value for key, value in {**usual, **defaults}.items() if key in config.SHARED and value is not None}
     return Subject(model if model in BUILT_IN else Path(model).name, {**defaults, "model": model, "algorithm": shared})

@@ -16,7 +16,6 @@ from tastemaker.comparison import plain
 from tastemaker.evaluation.statistics import Interval, over_seeds
 from tastemaker.layers import Switch, put
 from tastemaker.outcome import Run
-from tastemaker.policy.load import folder as model_folder
 from tastemaker.run import launch
 
 EVALUATIONS = 6  # of a run, where the user named no number: points of its curves
@@ -162,8 +161,7 @@ class Sweep:
 
     def _resolve(self, tree: dict[str, Any]) -> config.Resolved:
         model = config.asked(self.target, tree).get("model")
-        home = model_folder(model) if isinstance(model, str) else None
-        return config.resolve(self.target, tree, config.model_defaults(home) if home else {}, spelling="flag")
+        return config.resolve(self.target, tree, config.brought(model), spelling="flag")
 
 
 def _curve(run: Run) -> Iterator[Point]:
