@@ -18,9 +18,9 @@ CUDA = torch.device("cuda", 1)
 PLAN = Plan(1, 8, 2, 1, 1, 4, 1.0, items=1, micro_batch=3, sampling_batch=3)
 
 
-def resolved(algorithm: str = "ddpo", **flags: Any) -> config.Resolved:
+def resolved(algorithm: str = "ddpo", own: dict[str, Any] | None = None, **flags: Any) -> config.Resolved:
     given = {"model": runs.model(), "reward": "jpeg_compressibility", "prompts": "shapes", **flags}
-    return config.resolve(algorithm, {**given, "algorithm": {"images": 8, "updates": 1, "steps": 4}}, {})
+    return config.resolve(algorithm, {**given, "algorithm": {"images": 8, "updates": 1, "steps": 4, **(own or {})}}, {})
 
 
 def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -113,6 +113,15 @@ CPU = torch.device("cpu")
 def test_switches_that_do_nothing_are_refused(algorithm: str, flags: Any, device: torch.device, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         fitting.within(resolved(algorithm, **flags), device)
+
+
+def test_what_is_drawn_and_learned_from_at_a_time_reaches_the_estimate() -> None:
+    asked = resolved("ddpo", {"guidance": 2.0, "guidance_in_loss": False}, plan={"sampling_batch": 7})
+    setup = fitting._setup(asked, asked.run, 1)
+    assert (setup.guided, setup.learning_guided, setup.sampling_batch) == (True, False, 7)
+    asked = resolved("ddpo", {"guidance": 1.0}, evaluation={"guidance": 3.0})
+    setup = fitting._setup(asked, asked.run, 1)
+    assert (setup.guided, setup.learning_guided, setup.sampling_batch) == (True, False, None)
 
 
 def test_switches_reach_the_estimate_and_the_configuration() -> None:

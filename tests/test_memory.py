@@ -129,6 +129,7 @@ def test_activations_grow_with_the_rows_and_with_the_picture(small: Path) -> Non
 
     one = saved(guided=False)
     assert saved(guided=True) == pytest.approx(2 * one, rel=0.01)
+    assert saved(guided=True, learning_guided=False) == one
     assert saved(guided=False, micro_batch=8) == pytest.approx(8 * one, rel=0.01)
     side = tiny.SIDE * 2
     assert saved(guided=False, height=2 * side, width=2 * side) == pytest.approx(4 * one, rel=0.05)

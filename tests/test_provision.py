@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
 import runs
 from tastemaker import config, fitting, planning, preparation, provision, subjects
+from tastemaker.build import attribute
 from tastemaker.memory import size
 from tastemaker.policy.downloads import Download
 from tastemaker.policy.facts import TWO_ROWS
@@ -30,11 +32,21 @@ def test_a_known_model_brings_its_defaults_to_every_algorithm(model: str, monkey
         found = config.resolve(algorithm, {"model": model, **NEEDED}, config.brought(model))
         assert found.origin["mixed_precision"] == "model"
         for path, value in planning.leaves(KNOWN[model]["defaults"]):
+            if path == "guidance" and algorithm in KNOWN[model].get("unguided", ()):
+                value = 1.0
             path = f"algorithm.{path}" if path in config.SHARED else path
             at = found.tree
             for key in path.split("."):
                 at = at.get(key, {})
             assert at == value or path not in found.origin or found.origin[path] != "model", path
+
+
+@pytest.mark.parametrize("model", KNOWN)
+def test_algorithms_without_guidance_stay_without_where_it_is_a_second_row(model: str) -> None:
+    for algorithm, entry in config.algorithms().items():
+        if attribute(entry)().guidance == 1:
+            found = config.resolve(algorithm, {"model": model, **NEEDED}, config.brought(model)).algorithm
+            assert found.guidance == (3.5 if model.endswith("FLUX.1-dev") else 1), algorithm
 
 
 def test_sweeps_and_bare_models_are_given_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +89,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> config.Resolved:
 def test_what_a_run_needs_is_added_up(asked: config.Resolved, tmp_path: Path) -> None:
     rows = provision.needs(asked, asked.run, torch.device("cpu"), tmp_path / "runs" / "one")
     assert [row[0] for row in rows] == ["download", "disk", "memory"]
-    assert rows[0][1:] == ("1.50 GiB", "2 files; 1 are in the cache")
+    assert rows[0][1:] == ("1.50 GiB", f"2 files; 1 are in the cache; {provision._free(Path(constants.HF_HUB_CACHE))}")
     least = fitting.least(asked, asked.run, torch.device("cpu"))
     adapter = least.of("trained weights")
     assert provision.checkpoints(asked.run, 25) == 3 and least.of("weight sets") == 0
-    assert rows[1][1] == size(3 * 2**29 + 3 * 3 * adapter + adapter) and str(tmp_path) in rows[1][2]
+    assert rows[1][1] == size(3 * 3 * adapter + adapter) and str(tmp_path) in rows[1][2]
     assert rows[2][1] == size(least.needed)
 
 

@@ -92,7 +92,7 @@ def decided(resolved: Resolved, run: RunSettings, plan: Plan) -> Resolved:
 
 def _stated(resolved: Resolved) -> set[str]:
     """What of the settings that `--fit` chooses was chosen already."""
-    found = {name for name in SWITCHES if resolved.origin[name] != "default"}
+    found = {name for name in SWITCHES if resolved.origin[name] not in ("default", "model")}
     return found if resolved.run.plan.micro_batch is None else found | {"micro_batch"}
 
 
@@ -106,7 +106,7 @@ def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device
 
 def least(resolved: Resolved, run: RunSettings, device: torch.device) -> memory.Memory:
     """What one item a call needs, where nobody asked for more."""
-    setup = _setup(resolved, run, run.plan.micro_batch or 1)
+    setup = replace(_setup(resolved, run, 1), sampling_batch=1)
     return memory.estimate(setup, cuda=device.type == "cuda")
 
 
@@ -121,8 +121,10 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Set
         height=run.height or run.resolution,
         width=run.width or run.resolution,
         kernel="math" if run.attention_backend == "_native_math" else "efficient",
-        guided=algorithm.guidance > 1,
+        guided=max(algorithm.guidance, run.evaluation.guidance or 0.0) > 1,
+        learning_guided=algorithm.learning_guidance > 1,
         micro_batch=micro_batch,
+        sampling_batch=run.plan.sampling_batch,
         gradient_checkpointing=run.gradient_checkpointing,
         vae_slicing=run.vae_slicing,
         vae_tiling=run.vae_tiling,

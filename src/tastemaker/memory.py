@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
 from tastemaker.policy.facts import guiding, own_sides, text_tokens
+from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import TILE, configs, elsewhere
 from tastemaker.policy.weights import LoRA
 
@@ -46,6 +47,8 @@ class Setup:
     width: int | None = None
     guided: bool = True
     """Whether predictions are guided, by as many rows of the network as the model takes for that."""
+    learning_guided: bool | None = None
+    """The same of training calls; None is as above."""
     micro_batch: int = 1
     """Items in one training call."""
     sampling_batch: int | None = None
@@ -160,8 +163,10 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     pictures = setup.sampling_batch or setup.micro_batch
     pixels = latent[1] * latent[2] * _factor(model["vae"]) ** 2
     at_once = 1 if setup.vae_slicing else min(pictures, max(1, DECODE_PIXELS // pixels))
-    each = guiding(json.loads(_denoiser(model))).rows if setup.guided else 1
-    rows = setup.micro_batch * each
+    guided = guiding(json.loads(_denoiser(model))).rows
+    each = guided if setup.guided else 1
+    learnt = guided if (setup.guided if setup.learning_guided is None else setup.learning_guided) else 1
+    rows = setup.micro_batch * learnt
     read = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
     tokens = text_tokens(json.loads(_denoiser(model)), read, "text_encoder_3" in model)
 
@@ -172,7 +177,7 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     sampling = calling(pictures * each, False, False)
     decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel, tiled=setup.vae_tiling)
     learning = calling(rows, setup.gradient_checkpointing, True)
-    other = calling(each, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
+    other = calling(learnt, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
     otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
     rest = learning.peak - learning.saved - learning.copies
     judging = _differentiated(setup, model["vae"], latent) if setup.differentiates else 0
@@ -227,6 +232,9 @@ def _configs(setup: Setup) -> dict[str, str]:
     place = _place(str(setup.model), setup.revision)
     found = {path.parent.name: path.read_text(encoding="utf-8") for path in place.glob("*/config.json")}
     found |= {name: (home / "config.json").read_text(encoding="utf-8") for name, home in elsewhere(place).items()}
+    index = place / INDEX
+    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    found = {name: text for name, text in found.items() if named.get(name) != [None, None]}  # said to be left out
     lacks = [] if found.keys() & DENOISERS else [" or ".join(f"{name}/config.json" for name in DENOISERS)]
     lacks += [] if "vae" in found else ["vae/config.json"]
     if lacks:

@@ -25,7 +25,10 @@ from tastemaker.rewards.terms import as_text
 from tastemaker.settings import RunSettings
 
 # Of a run that goes on; evaluations too, for pictures before and after are compared.
-FIXED = ("algorithm", "model", "revision", "variant", "reward", "prompts", "negative_prompt", "seed", "lora", "ema")
+FIXED = (
+    *("algorithm", "model", "revision", "variant", "reward", "prompts", "negative_prompt", "seed", "lora", "ema"),
+    *("resolution", "height", "width", "mixed_precision", "quantise", "vae_tiling"),
+)
 JUDGED = ("evaluation", "lpips_weights")
 TRAIN = "train"  # --evaluation.prompts train: those of the training
 CALL_ROWS = 64  # items of one network call where nothing else limits them

@@ -254,7 +254,8 @@ def _tried(parts: Parts) -> Parts:
     run = parts.run
     drawn = parts.prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
     trial = Trial(drawn, 4, 1.0, DDIM(eta=0.0), run.seed, TRIED)
-    images = draw_pictures(parts.policy, trial, Key(run.seed, "evaluation"), drawn)
+    key, calls = Key(run.seed, "evaluation"), drawn.split(parts.plan.sampling_batch)
+    images = torch.cat([draw_pictures(parts.policy, trial, key, some) for some in calls])
     check(parts.reward.reward, images, drawn)
     if parts.resolved.algorithm.differentiates:
         by = _named(parts.resolved)

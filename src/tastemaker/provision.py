@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 
 from tastemaker import fitting
 from tastemaker.config import Resolved
@@ -14,6 +15,7 @@ from tastemaker.policy.downloads import Download, downloads
 from tastemaker.policy.load import find
 from tastemaker.settings import RunSettings
 
+DENOISERS = ("unet/", "transformer/")
 KEPT = ("trained weights", "weight sets", "optimizer")  # of the estimate, what a checkpoint holds
 
 
@@ -27,10 +29,12 @@ def needs(resolved: Resolved, run: RunSettings, device: torch.device, output: Pa
     if not found:
         return []
     least = fitting.least(resolved, run, device)
-    fetched = sum(one.size for one in found if not one.here)
+    fetched, left = sum(one.size for one in found if not one.here), _left(run, resolved.algorithm.iterations, least)
+    if run.lora is None:  # a whole pipeline is saved
+        left += sum(one.size for one in found if not one.name.startswith(DENOISERS))
     return [
-        ("download", size(fetched), _files(found)),
-        ("disk", size(fetched + _left(run, resolved.algorithm.iterations, least)), _disk(run, output)),
+        ("download", size(fetched), f"{_files(found)}; {_free(Path(constants.HF_HUB_CACHE))}"),
+        ("disk", size(left), f"checkpoints and weights; {_free(output)}"),
         ("memory", size(least.needed), "at least, with one item a call; the plan has it for all of them"),
     ]
 
@@ -47,12 +51,12 @@ def _left(run: RunSettings, iterations: int, memory: Memory) -> int:
 
 
 def checkpoints(run: RunSettings, iterations: int) -> int:
-    """How many lie in the folder in the end, and one more while it is written."""
+    """How many lie in the folder in the end, the best one too, and one more while it is written."""
     made = 1 if not run.checkpointing_steps else -(-iterations // run.checkpointing_steps)
-    limit = run.checkpoints_total_limit
-    return made if limit is None else min(made, limit + 1)
+    limit, best = run.checkpoints_total_limit, run.alarms is not None and bool(run.held_out_rewards)
+    return (made if limit is None else min(made, limit + 1)) + best
 
 
-def _disk(run: RunSettings, output: Path) -> str:
-    place = next(one for one in (output.absolute(), *output.absolute().parents) if one.exists())
-    return f"the download, checkpoints and weights; {size(shutil.disk_usage(place).free)} are free in {place}"
+def _free(folder: Path) -> str:
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    return f"{size(shutil.disk_usage(place).free)} are free in {place}"

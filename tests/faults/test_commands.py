@@ -271,7 +271,12 @@ def test_a_run_that_goes_on_stays_the_run_it_was(tmp_path: Path) -> None:
     made = tmp_path / "run"
     runs.train(runs.small(made))
     resume = ("--resume_from_checkpoint", "latest")
-    for flag, value in (("seed", "7"), ("reward", runs.reward("redness")), ("algorithm.clip", "0.5")):
+    for flag, value in (
+        ("seed", "7"),
+        ("reward", runs.reward("redness")),
+        ("algorithm.clip", "0.5"),
+        ("resolution", "32"),
+    ):
         before = content(made)
         ran = runs.call(*runs.small(made, *resume, f"--{flag}", value))
         assert ran.code == 2 and ran.err.startswith(f"tastemaker: --{flag} is ") and ran.err.count("\n") == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 from diffusers import StableDiffusionPipeline
@@ -68,6 +69,15 @@ def test_what_is_chosen_is_what_diffusers_fetches(
     files = Files(MODEL, MODEL, INDEX, variant=variant)
     assert chosen(PLACES, pipelines.parts(files), variant) == expected
     assert len(expected) == 14 - 2 * (variant == "fp16")
+
+
+def test_a_hub_that_answers_no_more_costs_the_list_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: Any, **settings: Any) -> None:
+        assert settings["timeout"] == 10
+        raise OSError("too late")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", late)
+    assert downloads(Files("owner/name", "owner/name", {})) == []
 
 
 def test_sizes_come_from_the_hub_and_what_is_here_is_not_fetched_again(

@@ -540,7 +540,7 @@ def rest(whole: dict[str, Any], few: dict[str, Any]) -> int:
     return sum(p.numel() for p in large.parameters()) - sum(p.numel() for p in small.parameters())
 
 
-def test_the_estimate_counts_what_the_model_has(short: str, whole: str) -> None:
+def test_the_estimate_counts_what_the_model_has(short: str, whole: str, tmp_path: Path) -> None:
     for folder in (short, whole):
         policy: Any = load(folder, lora=LoRA())
         pipeline, found = policy.pipeline(), estimate(Setup(folder, LoRA(), micro_batch=2), cuda=False)
@@ -553,6 +553,12 @@ def test_the_estimate_counts_what_the_model_has(short: str, whole: str) -> None:
         )
         encoders = [one for name, one in pipeline.components.items() if name.startswith("text_encoder") and one]
         assert found.of("text encoder") == sum(p.nbytes for one in encoders for p in one.parameters())
+    left_out = tmp_path / "left-out"  # its files are there, and the index says that it is not used
+    shutil.copytree(whole, left_out)
+    index = json.loads((left_out / "model_index.json").read_text())
+    none = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (left_out / "model_index.json").write_text(json.dumps(index | none))
+    assert estimate(Setup(str(left_out), LoRA()), cuda=False) == estimate(Setup(short, LoRA()), cuda=False)
     saved = [estimate(Setup(folder, LoRA()), cuda=False).of("saved activations") for folder in (short, whole)]
     assert saved[1] > 4 * saved[0]  # 268 of text instead of 13, beside 16 of the picture
     room = estimate(Setup(short, LoRA(), micro_batch=5), cuda=False).needed

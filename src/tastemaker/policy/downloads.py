@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tastemaker.policy import pipelines
-from tastemaker.policy.hub import INDEX
+from tastemaker.policy.hub import INDEX, refusals
 from tastemaker.policy.load import Files
 
 WEIGHTS = r"(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -28,12 +28,15 @@ class Download(NamedTuple):
 
 
 def downloads(files: Files) -> list[Download]:
-    """Of a model of the hub that answered; nothing of any other. Errors: as the hub's client raises them."""
+    """Of a model of the hub that answered; nothing of any other, and where it answers no more: loading says so."""
     if files.cached or files.single or not _is_id(files.source):
         return []
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    info = HfApi().model_info(files.source, revision=files.revision, files_metadata=True)
+    try:
+        info = HfApi().model_info(files.source, revision=files.revision, files_metadata=True, timeout=10)
+    except refusals():
+        return []
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     return [
         Download(name, sizes[name], isinstance(try_to_load_from_cache(files.source, name, revision=info.sha), str))

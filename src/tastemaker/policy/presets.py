@@ -14,7 +14,10 @@ FILE = Path(__file__).with_suffix(".yaml")
 def preset(model: str) -> dict[str, Any]:
     """The defaults of a known hub id, in the form of a tastemaker.json; nothing for others."""
     found = _presets().get(model)
-    return {} if found is None else {"defaults": found["defaults"]}
+    if found is None:
+        return {}
+    without = {name: {"guidance": 1.0} for name in found.get("unguided", ())}
+    return {"defaults": found["defaults"], "algorithms": without}
 
 
 @cache

@@ -1,7 +1,7 @@
 """Stable Diffusion XL: a UNet over the latents of a VAE, prompts read by two text encoders, told the picture's size.
 
 Podell et al. 2023, arXiv:2307.01952. The base, not the refiner. Its VAE overflows in half precision and is computed in
-fp32 where its config says so (force_upcast).
+fp32 unless its config says that it need not be (force_upcast: false).
 """
 
 from __future__ import annotations
