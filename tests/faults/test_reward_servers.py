@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -134,6 +135,31 @@ def test_who_waits_for_a_hanging_server_still_polls() -> None:
     assert polled
 
 
+def test_a_head_that_trickles_is_left_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets give up on a piece that does not come, not on one that comes letter by letter."""
+    monkeypatch.setattr(transport, "GRACE", 0.2)
+    over = threading.Event()
+
+    def trickle(door: socket.socket) -> None:
+        made, _ = door.accept()
+        with made:
+            while not over.wait(0.05):
+                made.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=trickle, args=(door,), daemon=True)
+        thread.start()
+        courier = transport.Courier(
+            (f"http://127.0.0.1:{door.getsockname()[1]}",), transport.Patience(0.3, 0.4, 1), draw=lambda: 0.0
+        )
+        began = time.monotonic()
+        with pytest.raises(transport.Silence, match="takes too long"):
+            courier.ask("/health", bytes)
+        assert time.monotonic() - began < 3
+        over.set()
+        thread.join(10)
+
+
 # ---- 32: hiccups
 
 
@@ -155,6 +181,33 @@ def test_tries_and_deadline_bound_the_patience() -> None:
     assert len(asked) == 1 and clock.slept == [] and "503: not now" in str(found.notes[0])
     date = "Fri, 01 Jan 2100 00:00:00 GMT"
     assert transport._seconds(date) > 1e9 and transport._seconds("soon") == transport._seconds("-3") == 0
+
+
+def test_no_server_is_given_up_for_good_because_it_asked_for_a_long_rest() -> None:
+    clock = Clock()
+    reward, asked = remote([busy(503, **{"Retry-After": "999999999"}), scored], clock, deadline=60)
+    assert reward(IMAGES, ASKED).value.isnan().all() and len(asked) == 1
+    clock.now += 61
+    assert torch.equal(reward(IMAGES, ASKED).value, GOOD)
+
+
+def test_the_call_that_finds_nobody_keeps_its_own_patience() -> None:
+    """A judge asks for one picture at a time: all of them belong to the same call."""
+    clock = Clock()
+    reward, asked = remote([*[httpx2.ConnectError("refused")] * 2, scored], clock, tries=2)
+    _ = reward.service
+    until = reward.courier.until()
+    with pytest.raises(transport.Silence):
+        reward.courier.ask("/v1/score", bytes, body=b"", until=until)
+    body = wire.packed(IMAGES, ASKED, "float32")
+    assert reward.courier.ask("/v1/score", bytes, body=body, kind=wire.KIND, until=until)
+
+
+def test_a_busy_server_is_not_a_dead_one() -> None:
+    clock = Clock()
+    reward, asked = remote([*[busy(429)] * 3, scored], clock, tries=3)
+    assert reward(IMAGES, ASKED).value.isnan().all() and len(asked) == 3
+    assert torch.equal(reward(IMAGES, ASKED).value, GOOD)  # asked again at once
 
 
 def test_another_address_is_asked_while_one_rests() -> None:
@@ -358,6 +411,13 @@ def test_a_judge_is_shown_no_address_but_the_picture_itself() -> None:
     assert {request.url.host for request in asked} == {"127.0.0.1"} and len(asked) == 2
     urls = re.findall(r'"url": "([^"]{,20})', asked[1].content.decode())
     assert urls == ["data:image/png;base6"] and f'"text": "{bait} Answer briefly."' in asked[1].content.decode()
+
+
+def test_a_token_that_a_server_repeats_is_in_no_score() -> None:
+    notes = {"notes": [f"you sent {SECRET}"] * 8}
+    reward, _ = remote([row(**notes)], Clock(), secret=SECRET)
+    found = reward(IMAGES, ASKED)
+    assert torch.equal(found.value, GOOD) and found.notes[0] == "you sent ***"
 
 
 def test_a_token_is_in_no_message_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"prompts", "rewards"},
         {
             *("torch", "numpy", "PIL", "accelerate", "rapidocr", "transformers", "safetensors", "huggingface_hub"),
-            *("httpx2", "starlette", "uvicorn"),
+            *("filelock", "httpx2", "starlette", "uvicorn"),
         },
     ),
     "rewards.terms": ({"prompts"}, {"yaml"}),

@@ -16,7 +16,7 @@ import torch
 
 from reward_servers import pictures, prompts
 from tastemaker.rewards import named
-from tastemaker.rewards.environment import Isolated, environment
+from tastemaker.rewards.environment import Isolated, _meant, environment
 
 JUDGE = """
 import os, sys
@@ -66,16 +66,47 @@ def test_a_package_with_pins_of_its_own_judges_from_its_own_environment(place: d
     assert raised.value.isnan().all() and raised.notes[0] == "RuntimeError: no such picture"
     asker, process = reward._running[0][1], reward._running[0][0]
     stranger = httpx2.get(f"{asker.url}/health", trust_env=False)
-    assert stranger.status_code == 401 and "TASTEMAKER" not in " ".join(process.args)
+    assert stranger.status_code == 401 and asker.courier._secret not in " ".join(process.args)
     inside = environment(**place)
     assert inside == environment(**place)
-    assert len(list(Path(place["folder"]).iterdir())) == 1
+    assert len(made(place)) == 1
     other = named({"name": "isolated", "function": "oldjudge:Where", **place})
     assert other(images, prompts(4)).value.tolist() == [1] * 4
     pids = [process, other.function._running[0][0]]
     del reward, other, asker
     gc.collect()
     assert [one.returncode for one in pids] == [0, 0]  # they ended with those who asked them
+
+
+def made(place: dict[str, str]) -> list[Path]:
+    return [one for one in Path(place["folder"]).iterdir() if one.is_dir()]
+
+
+def test_the_same_words_in_another_place_are_another_environment(
+    place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        package = tmp_path / name / "judge"
+        package.mkdir(parents=True)
+        (package / "judge.py").write_text("")
+    monkeypatch.chdir(tmp_path / "a")
+    first, word = _meant("./judge"), _meant("oldjudge==1.5")
+    os.utime("judge/judge.py", (1, 1))
+    monkeypatch.chdir(tmp_path / "b")
+    assert len({first, _meant("./judge"), _meant(str(tmp_path / "a" / "judge"))}) == 3 and word == "oldjudge==1.5"
+
+
+def test_what_lies_on_the_callers_path_is_installed_all_the_same(
+    place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "path" / "oldjudge-1.5.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: oldjudge\nVersion: 1.5\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    inside = environment(place["requirements"], str(tmp_path / "environments"))
+    assert list(inside.parents[1].rglob("oldjudge.py"))
+    inside.unlink()  # as when its interpreter was removed: it is made anew
+    assert environment(place["requirements"], str(tmp_path / "environments")) == inside and inside.exists()
 
 
 def test_a_process_that_died_is_started_again(place: dict[str, str]) -> None:
@@ -100,7 +131,7 @@ def test_a_process_that_died_is_started_again(place: dict[str, str]) -> None:
 def test_what_does_not_work_is_told_of_at_the_start(place: dict[str, str], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)^reward `isolated`: .*{said}"):
         _ = Isolated(**{"function": "oldjudge:brightness", **place, **changes}).network
-    assert len(list(Path(place["folder"]).iterdir())) <= 1  # nothing half made is left
+    assert len(made(place)) <= 1  # nothing half made is left
 
 
 def test_wrong_settings_are_told_of_in_the_users_words() -> None:

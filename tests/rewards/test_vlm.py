@@ -159,7 +159,8 @@ def test_what_is_no_grade_is_no_score_and_never_a_zero() -> None:
 @pytest.mark.parametrize("mode", ["yes", "grade", "questions", "describe"])
 def test_empty_answers_and_refusals_are_no_score(mode: str) -> None:
     asked = Prompts.of(["a cat"], [{"questions": ["What?"], "answers": ["cat"]}])
-    for answer in (said(""), said(None, refusal="I cannot")):
+    refused = said("", message={"content": "a cat", "refusal": "I cannot"})
+    for answer in (said(""), said(None), refused, said("a cat", finish_reason="content_filter")):
         reward, _ = judge(lambda body, answer=answer: answer, mode=mode)  # type: ignore[misc]
         assert reward(pictures(1), asked).value.isnan().all()
 

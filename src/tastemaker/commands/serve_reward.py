@@ -29,7 +29,7 @@ USAGE = f"""tastemaker serve-reward NAME [--reward.KEY VALUE] [--host 127.0.0.1]
   --seconds     that a request may take (default 120)
 
   Then, there: tastemaker train ... --reward remote --reward.url http://HOST:PORT. Ctrl-C or SIGTERM ends it when what
-  waits is answered. Needs: pip install 'tastemaker[serve]'
+  waits is answered, after 30 seconds at most. Needs: pip install 'tastemaker[serve]'
 """
 NUMBERS = {"rows": 256, "pixels": 2048 * 2048, "megabytes": 64, "memory": 512, "batch": 0, "seconds": 120}
 LOCAL = ("127.0.0.1", "localhost", "::1")

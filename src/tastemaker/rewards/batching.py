@@ -93,19 +93,24 @@ class Batcher:
         for one in batch:  # alone, so that what is wrong with one request costs the others nothing
             try:
                 one.done.set_result(_brief(score(self.reward, floats(one.images).to(self.device), one.prompts)))
-            except BaseException as error:  # raised again where the request waits
+            except Exception as error:  # raised again where the request waits
                 one.done.set_exception(error)
+            except BaseException as error:  # one that would end the server there
+                one.done.set_exception(RuntimeError(f"the reward ended with {type(error).__name__}"))
 
     def _together(self, batch: list[_Waiting]) -> list[Scores] | None:
-        """One call for all; None where it raises."""
+        """One call for all; None where anything of it raises."""
+        try:
+            return self._parted(batch)
+        except BaseException:  # each is tried alone then
+            return None
+
+    @torch.no_grad()
+    def _parted(self, batch: list[_Waiting]) -> list[Scores]:
         images = floats(torch.cat([one.images for one in batch])).to(self.device)
         texts = tuple(text for one in batch for text in one.prompts.texts)
         metadata = tuple(said for one in batch for said in one.prompts.metadata)
-        try:
-            with torch.no_grad():
-                all_ = self.reward(images, Prompts.of(texts, metadata))
-        except Exception:
-            return None
+        all_ = self.reward(images, Prompts.of(texts, metadata))
         found, first = [], 0
         for one in batch:
             rows = slice(first, first := first + len(one.images))

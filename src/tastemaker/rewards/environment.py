@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from filelock import FileLock
 from torch import Tensor
 
 from tastemaker.rewards import hermit
@@ -95,14 +96,14 @@ class Isolated:
 
     def _started(self, interpreter: Path) -> tuple[Any, Remote]:
         token = secrets.token_hex(16)
-        own = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [str(interpreter), "-I", hermit.__file__, self.function, self.requirements],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=own | {TOKEN: token},
+                env=_surroundings() | {TOKEN: token},
+                start_new_session=True,  # Ctrl-C is for the training, which ends it by its standard input
             )
             weakref.finalize(self, _stop, process)
             said = _first_line(process, self.startup_timeout)
@@ -130,29 +131,49 @@ def environment(requirements: str, folder: str, python: str = "") -> Path:
     """
     python = python or sys.executable
     wanted, root = shlex.split(requirements), Path(folder).expanduser()
-    mark = hashlib.sha256(json.dumps([sorted(wanted), python]).encode()).hexdigest()[:16]
+    mark = hashlib.sha256(json.dumps([sorted(map(_meant, wanted)), python]).encode()).hexdigest()[:16]
     place, inside = root / mark, Path("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not (place / inside).exists():
-        root.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{mark}.", dir=root))  # an interpreter finds its packages after a rename
-        try:
-            ours = importlib.util.find_spec("pip") is not None
-            _do([python, "-m", "venv", *(["--without-pip"] if ours else []), str(made)])
-            pip = [sys.executable, "-m", "pip", "--python", str(made / inside)]
-            pip = pip if ours else [str(made / inside), "-m", "pip"]
-            _do([*pip, "install", "--quiet", "--disable-pip-version-check", "--", *wanted])
-            made.rename(place)
-        except OSError:
-            if not (place / inside).exists():  # another process was first: the same things are in it
-                raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if not (place / inside).exists():
+            shutil.rmtree(place, ignore_errors=True)  # its interpreter is gone
+            _made(place, inside, wanted, python)
     return place / inside
+
+
+def _meant(word: str) -> str:
+    """A requirement; of a folder or a file here its whole path, and when its Python files were changed last."""
+    path = Path(word).expanduser()
+    if not path.exists():
+        return word
+    kinds = ("*.py", "pyproject.toml", "setup.cfg")
+    files = (
+        [path] if path.is_file() else [one for kind in kinds for one in path.rglob(kind) if "build" not in one.parts]
+    )
+    return f"{path.resolve()} {max((one.stat().st_mtime_ns for one in files), default=0)}"
+
+
+def _made(place: Path, inside: Path, wanted: list[str], python: str) -> None:
+    made = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))  # it finds its packages after a rename
+    try:
+        ours = importlib.util.find_spec("pip") is not None
+        _do([python, "-m", "venv", *(["--without-pip"] if ours else []), str(made)])
+        pip = [sys.executable, "-m", "pip", "--python", str(made / inside)]
+        pip = pip if ours else [str(made / inside), "-m", "pip"]
+        _do([*pip, "install", "--quiet", "--disable-pip-version-check", "--", *wanted])
+        made.rename(place)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _surroundings() -> dict[str, str]:
+    """The environment variables without those that lead an interpreter to other packages."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
 
 def _do(words: list[str]) -> None:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=_surroundings())
     except OSError as error:
         raise ContractError(f"reward `isolated`: {words[0]} cannot be run: {error}") from error
     if done.returncode:

@@ -16,10 +16,11 @@ import os
 import sys
 import threading
 import traceback
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 PROTOCOL, BYTES, ROWS = 1, 256 * 2**20, 256
+TURN = threading.Lock()  # the function is called by one request after the other
 
 
 def images(body: bytearray) -> tuple[Any, dict[str, Any]]:
@@ -52,7 +53,8 @@ def answer(function: Any, body: bytearray, identity: str) -> dict[str, Any]:
     scores: list[float | None] = [None] * n
     notes: list[str | None] = [None] * n
     try:
-        found = function(pictures, said["prompts"])
+        with TURN:
+            found = function(pictures, said["prompts"])
         found = found.tolist() if hasattr(found, "tolist") else list(found)
         if len(found) != n:
             raise ValueError(f"{len(found)} scores for {n} pictures")
@@ -65,7 +67,7 @@ def answer(function: Any, body: bytearray, identity: str) -> dict[str, Any]:
 
 
 def handler(function: Any, about: dict[str, Any], token: str) -> type[BaseHTTPRequestHandler]:
-    """What answers requests, one after the other."""
+    """What answers requests."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 60  # seconds for a piece of a request
@@ -115,7 +117,9 @@ def leave_with_owner() -> None:
 
 def main(spec: str, version: str) -> None:
     """Serve; the first line printed is JSON: the port, or what went wrong."""
-    said, sys.stdout = sys.stdout, sys.stderr  # what packages print is no answer
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what packages print, in C too, is no answer
+    threading.Thread(target=leave_with_owner, daemon=True).start()
     try:
         module, _, name = spec.partition(":")
         found = getattr(importlib.import_module(module), name)
@@ -126,8 +130,7 @@ def main(spec: str, version: str) -> None:
     about: dict[str, Any] = {"name": spec, "version": version, "weights": "", "settings": ""}
     digest = hashlib.sha256(json.dumps(list(about.values())).encode()).hexdigest()[:16]
     about.update(protocol=PROTOCOL, identity=digest, rows=ROWS, bytes=BYTES, pixels=BYTES)
-    server = HTTPServer(("127.0.0.1", 0), handler(function, about, os.environ.pop("TASTEMAKER_REWARD_TOKEN")))
-    threading.Thread(target=leave_with_owner, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(function, about, os.environ.pop("TASTEMAKER_REWARD_TOKEN")))
     print(json.dumps({"port": server.server_port}), file=said, flush=True)
     server.serve_forever()
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,14 @@ class Kept:
         if self.folder is None:
             return
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-        made.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(made, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(made, path)
+        except OSError as error:  # a full disk costs the next run a question, and this one nothing
+            warnings.warn(f"the answers of judges are not kept in {self.folder}: {error.strerror}", stacklevel=2)
+            made.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import wire
+from tastemaker.rewards.crew import together
 from tastemaker.rewards.reward import ContractError, Scores
-from tastemaker.rewards.transport import Courier, Patience, Refusal, Silence, Spoilt, addresses, together
+from tastemaker.rewards.transport import Courier, Patience, Refusal, Silence, Spoilt, addresses
 
 TOKEN = "TASTEMAKER_REWARD_TOKEN"
 CHANGES = ("stop", "warn")

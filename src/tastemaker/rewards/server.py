@@ -21,6 +21,9 @@ from tastemaker.rewards.reward import ContractError, NamedReward
 from tastemaker.rewards.wire import PROTOCOL, Identity, Limits, Malformed, TooLarge, answer, unpacked
 
 SCORE, HEALTH = "/v1/score", "/health"
+POLL = 0.5  # seconds between two looks whether the client is still there
+ASKERS = 512  # connections at a time
+GOODBYE = 30  # seconds in which what waits is answered once the server is ended
 _MISSING = "serving a reward needs starlette and uvicorn, which are not installed here: pip install 'tastemaker[serve]'"
 
 
@@ -54,13 +57,24 @@ def extra() -> Any:
 
 
 def identity(judge: NamedReward, version: str = "") -> Identity:
-    """What a reward judges by: its tensors, or without a network the file it is written in; and its settings."""
+    """What a reward judges by: its tensors, or without a network the file it is written in; and its settings.
+
+    Of a sum, what its terms judge by. Errors: ContractError for one that weighs pictures against each other.
+    """
+    if judge.comparison is not None:
+        raise ContractError(
+            f"reward `{judge.name}`: `standardise` and `floor` weigh the pictures of a whole iteration against each "
+            "other, and a server sees some of them: serve the terms, and write the sum where the training is."
+        )
     found = inspect.unwrap(getattr(judge.function, "func", judge.function))
     given = dict(getattr(judge.function, "keywords", {}))
     if is_dataclass(found) and not isinstance(found, type):
-        given = {one.name: getattr(found, one.name) for one in fields(found)}
+        given = {one.name: getattr(found, one.name) for one in fields(found) if one.init and one.repr}
+    terms: tuple[NamedReward, ...] = getattr(found, "terms", ())
     network, mark = judge.network, hashlib.sha256()
-    if network is not None:
+    if terms:
+        mark.update("".join(identity(one).digest for one in terms).encode())
+    elif network is not None:
         for name, tensor in sorted(network.state_dict().items()):
             mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             mark.update(tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy())
@@ -152,7 +166,13 @@ class Desk:
             return _no(503, str(error), {"Retry-After": "1"})
         try:
             async with asyncio.timeout(self.service.scoring):
-                scores = await asyncio.wrap_future(waiting)
+                done = asyncio.wrap_future(waiting)
+                while not done.done():
+                    await asyncio.wait([done], timeout=POLL)
+                    if not done.done() and await request.is_disconnected():
+                        self.batcher.withdraw(waiting)  # nobody waits for it
+                        return _no(408, "nobody waits for the answer")
+                scores = done.result()
         except TimeoutError:
             self.batcher.withdraw(waiting)
             return _no(504, f"scoring took longer than {self.service.scoring:g} s")
@@ -218,6 +238,7 @@ def runner(made: Any) -> Any:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=30,
+            timeout_graceful_shutdown=GOODBYE,
+            limit_concurrency=ASKERS,
         )
     )

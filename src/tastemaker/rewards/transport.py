@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from tastemaker.rewards.crew import within
 from tastemaker.rewards.reward import ContractError
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ T = TypeVar("T")
 AGAIN = (408, 425, 429)  # of the answers 4xx those that may be others the next time
 BASE, CAP = 0.5, 15.0  # seconds: the first rest, and the longest that nobody asked for
 DOWN = 30.0  # seconds that nobody is asked after all of them failed a call
+GRACE = 1.0  # seconds above its own clock after which a try is left to itself
 ANSWER = 16 * 2**20  # bytes of an answer that are read
 _LOG = logging.getLogger("tastemaker.rewards")
 _SHOWN = 300  # letters of a server's words in a message
@@ -45,9 +47,9 @@ class Spoilt(Exception):
 class _Failed(Exception):
     """One try failed and another may not; `wait` is how many seconds the server asks for."""
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
+    def __init__(self, message: str, wait: float = 0.0, mute: bool = False) -> None:
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.mute = wait, mute  # mute: nobody spoke
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Courier:
         """
         until, asked, last = self.until() if until is None else until, 0, "nobody was asked, all of them rest"
         mute = False  # whether the last failure was of the connection, not of what was said
-        most = tries or self._tries(at)
+        most = tries or self._tries(at, until)
         while asked < most and (address := self._next(until, at)) is not None:
             asked += 1
             try:
@@ -152,7 +154,7 @@ class Courier:
                 self._noted(address, None)
                 raise
             except (_Failed, Spoilt) as error:
-                last, mute = f"{address}: {self.redacted(str(error))}", isinstance(error, _Failed)
+                last, mute = f"{address}: {self.redacted(str(error))}", isinstance(error, _Failed) and error.mute
                 self._noted(address, error.wait if isinstance(error, _Failed) else 0.0, last)
             else:
                 self._noted(address, None)
@@ -180,12 +182,16 @@ class Courier:
             self._sleep(rest)
         return address
 
-    def _tries(self, at: str) -> int:
+    def _tries(self, at: str, until: float) -> int:
         """How often to ask: after nobody answered, for a while not at all, then once each until somebody does.
 
-        The other calls of an iteration need not all wait for a dead server. Errors: Silence for not at all.
+        The other calls of an iteration need not all wait for a dead server; the one that found it dead may.
+        Errors: Silence for not at all.
         """
-        if at or self._down == -float("inf"):
+        began = until - self.patience.deadline
+        if at or self._down - DOWN > began:
+            return self.patience.tries
+        if self._down == -float("inf"):
             return self.patience.tries
         if (left := self._down - self._now()) > 0:
             raise Silence(f"{', '.join(self.addresses)} did not answer a moment ago: asked again in {left:.0f} s")
@@ -200,23 +206,32 @@ class Courier:
                 self._failures[address], self._rests[address], self._down = 0, -float("inf"), -float("inf")
                 return
             longest = min(CAP, BASE * 2.0 ** min(self._failures[address], 16))
-            self._failures[address] += 1
-            self._rests[address] = self._now() + wait + self._draw() * longest
+            if self._now() >= self._rests[address] - 1e-3:  # those that were under way with it are the same failure
+                self._failures[address] += 1
+            wait = min(wait, self.patience.deadline)  # whatever a server asks for, a later call asks it again
+            self._rests[address] = max(self._rests[address], self._now() + wait + self._draw() * longest)
 
     def _try(self, url: str, body: bytes | None, kind: str, until: float) -> bytes:
         import httpx2
 
         end = min(self._now() + self.patience.timeout, until)
         headers = {} if body is None else {"Content-Type": kind}
-        method, timeout = "GET" if body is None else "POST", httpx2.Timeout(max(end - self._now(), 1e-3))
-        try:
-            with self.client.stream(method, url, content=body, headers=headers, timeout=timeout) as answer:
-                held, status = self._held(answer, end), answer.status_code
+        seconds = max(end - self._now(), 1e-3)
+        method, timeout, client = "GET" if body is None else "POST", httpx2.Timeout(seconds), self.client
+
+        def talk() -> tuple[bytes, int, float]:
+            with client.stream(method, url, content=body, headers=headers, timeout=timeout) as answer:
                 wait = _seconds(answer.headers.get("Retry-After", ""))
+                return self._held(answer, end), answer.status_code, wait
+
+        try:
+            held, status, wait = within(seconds + GRACE, talk)
+        except TimeoutError as error:
+            raise _Failed("the answer takes too long", mute=True) from error
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise _Failed(f"{type(error).__name__}: {error}") from error
+            raise _Failed(f"{type(error).__name__}: {error}", mute=True) from error
         if status == 200:
-            return held
+            return held.replace(self._secret.encode(), b"***") if self._secret else held
         said = f"{status}: {self.redacted(_words(held))}"
         if status in AGAIN or status >= 500:
             raise _Failed(said, wait)
@@ -254,30 +269,3 @@ def _words(body: bytes) -> str:
         return str(found["message"] if isinstance(found, dict) else found)
     except (ValueError, KeyError, TypeError, RecursionError):
         return text
-
-
-def together(tasks: Sequence[Callable[[], None]], threads: int) -> None:
-    """Does tasks in so many threads, and waits; none of them outlives the process. Tasks raise nothing.
-
-    Errors: the first that a task raised all the same.
-    """
-    waiting, lock, errors = iter(tasks), threading.Lock(), list[BaseException]()
-
-    def work() -> None:
-        while not errors:
-            with lock:
-                task = next(waiting, None)
-            if task is None:
-                return
-            try:
-                task()
-            except BaseException as error:  # raised again below
-                errors.append(error)
-
-    crew = [threading.Thread(target=work, name="judge", daemon=True) for _ in range(min(threads, len(tasks)))]
-    for one in crew:
-        one.start()
-    for one in crew:
-        one.join()
-    if errors:
-        raise errors[0]

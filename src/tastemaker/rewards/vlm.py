@@ -23,10 +23,11 @@ from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import weights
 from tastemaker.rewards.asking import MODES, REFERENCE, Reply, Unreadable, Verdict, extras, texts, verdict
 from tastemaker.rewards.bertscore import Recall, rescaled
+from tastemaker.rewards.crew import together
 from tastemaker.rewards.facts import DEBERTA
 from tastemaker.rewards.kept import Kept
 from tastemaker.rewards.reward import ContractError, Scores
-from tastemaker.rewards.transport import Courier, Patience, Refusal, Silence, Spoilt, addresses, together
+from tastemaker.rewards.transport import Courier, Patience, Refusal, Silence, Spoilt, addresses
 
 KEY = "TASTEMAKER_VLM_KEY"
 
@@ -218,11 +219,12 @@ def _reply(body: bytes) -> Reply:
     """What a model said; a refusal and silence are empty texts. Errors: Spoilt for what is no answer of a chat."""
     try:
         choice = json.loads(body)["choices"][0]
-        text = choice["message"].get("content") or ""
+        refused = choice["message"].get("refusal") or choice.get("finish_reason") == "content_filter"
+        text = "" if refused else choice["message"].get("content") or ""
         told = (choice.get("logprobs") or {}).get("content") or []
         likely = [told[0], *(told[0].get("top_logprobs") or [])] if told else []
         first = {str(one["token"]): float(one["logprob"]) for one in likely}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise Spoilt("the answer is none of a chat") from error
     if not isinstance(text, str):
         raise Spoilt("the answer is none of a chat")

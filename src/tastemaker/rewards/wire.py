@@ -24,7 +24,8 @@ from tastemaker.rewards.reward import Scores
 PROTOCOL = 1
 KIND = "application/octet-stream"
 PIXELS = ("float32", "uint8")  # how a picture's numbers travel
-_HEADER = 4 * 2**20  # bytes of a blob's header, prompts included
+_HEADER = 2**20  # bytes of a blob's header, prompts included
+_PARTS = 100  # of a score, at most
 _DTYPES = {"U8": (torch.uint8, 1), "F32": (torch.float32, 4)}
 
 
@@ -75,10 +76,19 @@ def packed(images: Tensor, prompts: Prompts, pixels: str) -> bytes:
         "metadata": prompts.metadata,
     }
     try:
-        text = json.dumps(request)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(request, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"prompts whose metadata JSON cannot say are not sent to a server: {error}") from error
+    if not all(_is_plain(one) for one in prompts.metadata):
+        raise ValueError("prompts whose metadata have keys that are no texts are not sent to a server: JSON has none.")
     return save({"images": sent.cpu().contiguous()}, metadata={"request": text})
+
+
+def _is_plain(found: Any) -> bool:
+    """Whether JSON keeps what it is, tuples aside, which become lists."""
+    if isinstance(found, dict):
+        return all(isinstance(key, str) and _is_plain(value) for key, value in found.items())
+    return all(map(_is_plain, found)) if isinstance(found, list | tuple) else True
 
 
 def unpacked(body: bytearray, limits: Limits) -> tuple[Tensor, Prompts]:
@@ -182,19 +192,21 @@ def rows(said: dict[str, Any], wanted: Sequence[int]) -> dict[int, Row]:
     if not isinstance(ids, list) or not isinstance(scores, list) or len(ids) != len(scores):
         return {}
     found: dict[int, Row] = {}
-    twice = {one for one in ids if isinstance(one, int) and ids.count(one) > 1}
+    if len(ids) > 2 * len(wanted):
+        return {}
+    twice = {one for one in wanted if ids.count(one) > 1}
     valid, notes, parts = said.get("valid"), said.get("notes"), said.get("parts")
     for k, (name, score) in enumerate(zip(ids, scores, strict=True)):
         if type(name) is not int or name not in wanted or name in twice:
             continue
         is_valid, note = _at(valid, k), _at(notes, k)
         text = note[:4000] if isinstance(note, str) else None
+        named = parts.items() if isinstance(parts, dict) and len(parts) <= _PARTS else ()
+        own = {part: float(one) if _is_number(one := _at(row, k)) else math.nan for part, row in named}
         if _is_number(score) and is_valid is not False:
-            named = parts.items() if isinstance(parts, dict) else ()
-            own = {part: float(one) if _is_number(one := _at(row, k)) else math.nan for part, row in named}
             found[name] = Row(float(score), text, own, said.get("dtype") == "float64")
         elif score is None and is_valid is False:
-            found[name] = Row(None, text, {}, False)
+            found[name] = Row(None, text, own, False)
     return found
 
 
