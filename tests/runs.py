@@ -168,7 +168,7 @@ def train(argv: list[str]) -> Ran:
 def finished() -> tuple[Path, Ran]:
     """The folder of the run of `words`, and what it printed: made once, looked at by many."""
     folder = home() / "finished"
-    return folder, train(words(folder, "--alarms.strips", "5"))
+    return folder, train(words(folder))
 
 
 @functools.cache

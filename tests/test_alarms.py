@@ -16,7 +16,8 @@ from tastemaker.settings import RunSettings
 
 
 def test_every_row_has_the_watch_and_no_alarm_is_a_file(tmp_path: Path) -> None:
-    folder, ran = runs.finished()
+    folder = tmp_path / "run"
+    runs.train(runs.words(folder, "--alarms.strips", "5"))
     for row in runs.metrics(folder):
         assert row["watch"]["pictures"] == 4 and row["watch"]["drift"] is not None
     first, second = (row["watch"] for row in runs.metrics(folder))
