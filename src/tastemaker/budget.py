@@ -48,17 +48,17 @@ def fit(budget: int, setup: Setup, *, most: int, fixed: Collection[str] = (), cu
         tried = replace(setup, gradient_checkpointing=checkpointing, vae_slicing=sliced, vae_tiling=tiled)
 
         def needed(count: int, tried: Setup = tried) -> int:
-            return estimate(replace(tried, micro_batch=count), cuda=cuda).needed
+            return estimate(replace(tried, micro_batch=count), cuda=cuda, otherwise=False).needed
 
         low, high = (setup.micro_batch,) * 2 if "micro_batch" in fixed else (1, most)
         if not (count := _largest(needed, budget, low, high)):
-            found = estimate(replace(tried, micro_batch=low), cuda=cuda)
+            found = estimate(replace(tried, micro_batch=low), cuda=cuda, otherwise=False)
             least = found if least is None else min(least, found, key=lambda one: one.needed)
             continue
         chosen = replace(tried, micro_batch=count)
         for slicing in options("vae_slicing", (False, True)):
             chosen = replace(chosen, vae_slicing=slicing)
-            if (memory := estimate(chosen, cuda=cuda)).needed <= budget:
+            if (memory := estimate(chosen, cuda=cuda, otherwise=False)).needed <= budget:
                 return Fit(chosen, memory, _words(budget, chosen, memory))
     assert least is not None
     raise TooLittle(budget, least)

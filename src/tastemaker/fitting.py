@@ -100,14 +100,15 @@ def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device
     """Rows (what, amount, when and why) for the terminal; on a CPU, where nothing runs out soon, only their sum."""
     cuda = device.type == "cuda"
     setup = replace(_setup(resolved, run, plan.micro_batch), sampling_batch=plan.sampling_batch)
-    rows = memory.estimate(setup, cuda=cuda).table()
-    return rows if cuda or run.fit is not None or run.dry_run else rows[-1:]
+    whole = cuda or run.fit is not None or run.dry_run
+    rows = memory.estimate(setup, cuda=cuda, otherwise=whole).table()
+    return rows if whole else rows[-1:]
 
 
 def least(resolved: Resolved, run: RunSettings, device: torch.device) -> memory.Memory:
     """What one item a call needs, where nobody asked for more."""
     setup = replace(_setup(resolved, run, 1), sampling_batch=1)
-    return memory.estimate(setup, cuda=device.type == "cuda")
+    return memory.estimate(setup, cuda=device.type == "cuda", otherwise=False)
 
 
 def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Setup:

@@ -120,8 +120,12 @@ def size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
 
 
-def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
-    """What this setup needs. ValueError if the model's configs are not there or of a kind that is unknown here."""
+def estimate(setup: Setup, *, cuda: bool = True, otherwise: bool = True) -> Memory:
+    """What this setup needs. ValueError if the model's configs are not there or of a kind that is unknown here.
+
+    otherwise: says of the activations what they would be with checkpointing switched over, which takes a quarter of
+    the time.
+    """
     model = _configs(setup)
     denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
     trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
@@ -144,7 +148,7 @@ def estimate(setup: Setup, *, cuda: bool = True) -> Memory:
             f"VAE, {str(vae.dtype).split('.')[1]}",
         ),
         Line("reading prompts", "text encoder", texts * (4 if setup.mixed_precision == "no" else 2), "a visitor"),
-        *_calls(setup, model),
+        *_calls(setup, model, otherwise),
         Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
     ]
     return Memory(tuple(lines), CONTEXT if cuda else 0)
@@ -157,7 +161,7 @@ def tiles(setup: Setup) -> bool:
     return max(sides) * _factor(model["vae"]) > min(TILE, json.loads(model["vae"]).get("sample_size", TILE))
 
 
-def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
+def _calls(setup: Setup, model: Mapping[str, str], otherwise: bool) -> list[Line]:
     """What the calls of each phase keep."""
     latent = _latent_shape(setup, model)
     pictures = setup.sampling_batch or setup.micro_batch
@@ -177,19 +181,16 @@ def _calls(setup: Setup, model: Mapping[str, str]) -> list[Line]:
     sampling = calling(pictures * each, False, False)
     decoded = decoding(model["vae"], setup.mixed_precision, (at_once, *latent), setup.kernel, tiled=setup.vae_tiling)
     learning = calling(rows, setup.gradient_checkpointing, True)
-    other = calling(learnt, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
-    otherwise = f"{size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
+    said = f"{rows} rows{f' x {setup.depth} calls' * (setup.depth > 1)}"
+    if otherwise:
+        other = calling(learnt, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
+        said += f"; {size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
     rest = learning.peak - learning.saved - learning.copies
     judging = _differentiated(setup, model["vae"], latent) if setup.differentiates else 0
     return [
         Line("sampling", "a sampling call", sampling.peak, f"{pictures * each} rows"),
         Line("decoding", "a decoding call", decoded.peak, f"{at_once} at a time"),
-        Line(
-            "learning",
-            "saved activations",
-            learning.saved * setup.depth,
-            f"{rows} rows{f' x {setup.depth} calls' * (setup.depth > 1)}; {otherwise}",
-        ),
+        Line("learning", "saved activations", learning.saved * setup.depth, said),
         Line("learning", "autocast's copies", learning.copies * setup.depth, "of weights, kept for backward"),
         Line("learning", "working memory", max(rest, judging), "what comes and goes"),
     ]
