@@ -43,8 +43,8 @@ def ours(policy: Any, x: Tensor, steps: int, guidance: float, negative: str = ""
 
 
 @torch.no_grad()
-def of_unet(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str | None = None) -> Tensor:
-    """Where the chain of a pipeline with a UNet ends, by the scheduler that it has."""
+def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str | None = None) -> Tensor:
+    """Where the chain of a diffusers pipeline ends, by the scheduler that it has."""
     pipeline.check_inputs = lambda *_, **__: None  # it wants multiples of 8 pixels, whatever the VAE's factor
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Euler's tensors that NumPy makes arrays of

@@ -12,7 +12,7 @@ from full_size import UNET_21
 
 import family_runs
 import tiny
-from family_runs import noise, of_unet, ours
+from family_runs import noise, ours, theirs
 from policy.test_sdxl import layers, same
 from tastemaker.metering import text_weights
 from tastemaker.policy.load import load, quiet
@@ -57,7 +57,7 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, 
     """Of latents 9 x 5 too, which the UNet halves three times."""
     policy = load(model, lora=LoRA(), **size)
     x, pipeline = noise(policy), plain(model)
-    wanted = of_unet(pipeline, x, 4, guidance, negative)
+    wanted = theirs(pipeline, x, 4, guidance, negative)
     assert same(ours(policy, x, 4, guidance, negative), wanted) and not same(wanted, x)
     assert pipeline.text_encoder.config.hidden_act == "gelu" and pipeline.unet.config.use_linear_projection
 
@@ -70,10 +70,10 @@ def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path,
     policy, pipeline = load(model, lora=LoRA(file=str(file))), plain(model)
     x = noise(policy)
     wanted = ours(policy, x, 2, 3.0)
-    assert not same(of_unet(pipeline, x, 2, 3.0), wanted)
+    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
     with quiet():
         pipeline.load_lora_weights(file.parent)
-    assert same(of_unet(pipeline, x, 2, 3.0), wanted)
+    assert same(theirs(pipeline, x, 2, 3.0), wanted)
 
 
 def test_the_tiny_models_tensors_are_called_as_those_of_the_real_one(model: str) -> None:

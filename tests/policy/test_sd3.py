@@ -18,7 +18,7 @@ import family_runs
 import runs
 import tastemaker as tm
 import tiny_flow
-from family_runs import PROMPTS, noise, ours, stirred
+from family_runs import PROMPTS, noise, ours, stirred, theirs
 from tastemaker import metering
 from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, save
@@ -52,22 +52,6 @@ def plain(folder: str | Path) -> Any:
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, use_safetensors=True, **without)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@torch.no_grad()
-def theirs(pipeline: Any, x: Tensor, steps: int, guidance: float, negative: str = "") -> Tensor:
-    size = {"height": 2 * x.shape[2], "width": 2 * x.shape[3]}
-    prompts = {"prompt": PROMPTS, "negative_prompt": [negative] * len(PROMPTS)}
-    with quiet():
-        found: Tensor = pipeline(
-            **prompts,
-            **size,
-            latents=x,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="latent",
-        ).images
-    return found
 
 
 # ---- the chain

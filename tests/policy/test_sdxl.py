@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import family_runs
 import tiny
 import tiny_xl
-from family_runs import PROMPTS, noise, of_unet, ours, stirred
+from family_runs import PROMPTS, noise, ours, stirred, theirs
 from tastemaker.exports.diffusers import save
 from tastemaker.memory import Setup, estimate
 from tastemaker.metering import denoising, text_weights
@@ -64,14 +64,14 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str |
     """Of latents 8 x 5 too, which the UNet halves twice."""
     policy = load(model, lora=LoRA(), **size)
     x = noise(policy)
-    wanted = of_unet(by_ddim(plain(model)), x, 5, guidance, negative)
+    wanted = theirs(by_ddim(plain(model)), x, 5, guidance, negative)
     assert same(ours(policy, x, 5, guidance, negative or ""), wanted) and not same(wanted, x)
 
 
 def test_what_it_ends_at_is_what_the_published_scheduler_draws(model: str) -> None:
     """Euler's last step goes to x0 itself; DDIM's to the first entry of the model's table."""
     policy, x = load(model, lora=None), noise(load(model, lora=None))
-    wanted = of_unet(plain(model), x, 4, 5.0)
+    wanted = theirs(plain(model), x, 4, 5.0)
     schedule, conditioning = policy.schedule(4), policy.encode(PROMPTS)
     for i in range(4):
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_a_network_that_predicts_v(tmp_path: Path, zero: bool) -> None:
     folder = tiny_xl.save(tmp_path, prediction_type="v_prediction", scheduler=scheduler)
     policy = load(str(folder), lora=None)
     x = noise(policy)
-    assert same(ours(policy, x, 4, 5.0), of_unet(by_ddim(plain(folder)), x, 4, 5.0))
+    assert same(ours(policy, x, 4, 5.0), theirs(by_ddim(plain(folder)), x, 4, 5.0))
     assert (policy.schedule(4).alpha[0] == 0) == zero
 
 
@@ -99,7 +99,7 @@ def test_without_a_negative_prompt_guidance_moves_away_from_what_the_model_says(
     policy = load(str(folder), lora=None)
     assert torch.equal(policy.encode(["a"]).negative_rows("text")[0], encoded.table["text"][0])
     x = noise(policy)
-    assert same(ours(policy, x, 3, 5.0), of_unet(by_ddim(plain(folder)), x, 3, 5.0))
+    assert same(ours(policy, x, 3, 5.0), theirs(by_ddim(plain(folder)), x, 3, 5.0))
 
 
 def test_rows_alone_and_steps_as_a_tensor_are_the_same(model: str) -> None:
@@ -220,7 +220,7 @@ def test_the_lora_file_gives_the_same_pictures_in_plain_diffusers(model: str, tm
     pipeline, bare = by_ddim(plain(model)), by_ddim(plain(model))
     with quiet():
         pipeline.load_lora_weights(file.parent)
-    assert same(of_unet(pipeline, x, 3, 3.0), wanted) and not same(of_unet(bare, x, 3, 3.0), wanted)
+    assert same(theirs(pipeline, x, 3, 3.0), wanted) and not same(theirs(bare, x, 3, 3.0), wanted)
     assert same(ours(load(model, lora=LoRA(rank=4, file=str(file))), x, 3, 3.0), wanted)
 
 
@@ -231,7 +231,7 @@ def test_full_tuning_is_saved_whole_and_read_again(model: str, tmp_path: Path) -
     assert {one.name for one in folder.iterdir()} == {one.name for one in Path(model).iterdir()}
     wanted = ours(policy, x, 2, 3.0)
     assert torch.equal(ours(load(str(folder), lora=None), x, 2, 3.0), wanted)
-    assert same(of_unet(by_ddim(plain(folder)), x, 2, 3.0), wanted)
+    assert same(theirs(by_ddim(plain(folder)), x, 2, 3.0), wanted)
 
 
 # ---- runs
@@ -245,10 +245,10 @@ def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path,
     policy, pipeline = load(model, lora=LoRA(file=str(file))), by_ddim(plain(model))
     x = noise(policy)
     wanted = ours(policy, x, 2, 3.0)
-    assert not same(of_unet(pipeline, x, 2, 3.0), wanted)
+    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
     with quiet():
         pipeline.load_lora_weights(file.parent)
-    assert same(of_unet(pipeline, x, 2, 3.0), wanted)
+    assert same(theirs(pipeline, x, 2, 3.0), wanted)
 
 
 # ---- the real one
