@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tastemaker as tm
-from tastemaker.policy.load import quiet
+from tastemaker.policy.load import load, quiet
 from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
 
@@ -106,3 +106,21 @@ def trained(
     (row,) = run.metrics()
     assert run.done and row["updates"] and all(update["grad_norm"] > 0 for update in row["updates"])
     return run
+
+
+def same(found: Tensor, wanted: Tensor) -> bool:
+    """Up to the last digits."""
+    return bool((found - wanted).abs().max() < 1e-5 * wanted.abs().max())
+
+
+def diffusers_draws_what_was_learned(model: str, algorithm: str, folder: Path, pipeline: Any) -> None:
+    """A run on a model with a UNet; plain diffusers draws as its policy does with its LoRA file, and not without."""
+    run = trained(model, algorithm, folder, guidance=2.0, lora=LoRA(rank=2), noise=DDIM(1.0))
+    assert run.weights is not None
+    policy: Any = load(model, lora=LoRA(file=str(run.weights)))
+    x = noise(policy)
+    wanted = ours(policy, x, 2, 3.0)
+    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
+    with quiet():
+        pipeline.load_lora_weights(run.weights.parent)
+    assert same(theirs(pipeline, x, 2, 3.0), wanted)

@@ -12,12 +12,11 @@ from full_size import UNET_21
 
 import family_runs
 import tiny
-from family_runs import noise, ours, theirs
-from policy.test_sdxl import layers, same
+from family_runs import noise, ours, same, theirs
+from policy.test_sdxl import layers
 from tastemaker.metering import text_weights
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.weights import LoRA
-from tastemaker.process.samplers import DDIM
 
 SMALLER = {
     "attention_head_dim": [1, 2, 4, 4],
@@ -64,16 +63,7 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, 
 
 @pytest.mark.parametrize("name", family_runs.ALGORITHMS)
 def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path, name: str) -> None:
-    run = family_runs.trained(model, name, tmp_path / "run", guidance=2.0, lora=LoRA(rank=2), noise=DDIM(1.0))
-    file = run.weights
-    assert file is not None
-    policy, pipeline = load(model, lora=LoRA(file=str(file))), plain(model)
-    x = noise(policy)
-    wanted = ours(policy, x, 2, 3.0)
-    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
-    with quiet():
-        pipeline.load_lora_weights(file.parent)
-    assert same(theirs(pipeline, x, 2, 3.0), wanted)
+    family_runs.diffusers_draws_what_was_learned(model, name, tmp_path / "run", plain(model))
 
 
 def test_the_tiny_models_tensors_are_called_as_those_of_the_real_one(model: str) -> None:

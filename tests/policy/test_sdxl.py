@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from full_size import MODELS, UNET_XL
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 import family_runs
 import tiny
 import tiny_xl
-from family_runs import PROMPTS, noise, ours, stirred, theirs
+from family_runs import PROMPTS, noise, ours, same, stirred, theirs
 from tastemaker.exports.diffusers import save
 from tastemaker.memory import Setup, estimate
 from tastemaker.metering import denoising, text_weights
@@ -40,11 +40,6 @@ def plain(folder: str | Path) -> Any:
         pipeline = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def same(found: Tensor, wanted: Tensor) -> bool:
-    """Up to the last digits."""
-    return bool((found - wanted).abs().max() < 1e-5 * wanted.abs().max())
 
 
 def by_ddim(pipeline: Any) -> Any:
@@ -239,16 +234,7 @@ def test_full_tuning_is_saved_whole_and_read_again(model: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", family_runs.ALGORITHMS)
 def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path, name: str) -> None:
-    run = family_runs.trained(model, name, tmp_path / "run", guidance=2.0, lora=LoRA(rank=2), noise=DDIM(1.0))
-    file = run.weights
-    assert file is not None
-    policy, pipeline = load(model, lora=LoRA(file=str(file))), by_ddim(plain(model))
-    x = noise(policy)
-    wanted = ours(policy, x, 2, 3.0)
-    assert not same(theirs(pipeline, x, 2, 3.0), wanted)
-    with quiet():
-        pipeline.load_lora_weights(file.parent)
-    assert same(theirs(pipeline, x, 2, 3.0), wanted)
+    family_runs.diffusers_draws_what_was_learned(model, name, tmp_path / "run", by_ddim(plain(model)))
 
 
 # ---- the real one
