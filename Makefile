@@ -41,7 +41,7 @@ lessons: $(READY)  ## make the sweeps of docs/lessons.md that are missing (hours
 
 # pytest's exit code 5: there is no such test
 test-browser: $(READY)  ## the tests of pages in Chromium, where it is installed
-	$(PYTEST) -m browser tests/reports || [ $$? -eq 5 ]
+	$(PYTEST) -m browser tests/reports tests/voting || [ $$? -eq 5 ]
 
 test-gpu: $(READY)  ## the tests that need an accelerator
 	$(PYTEST) -m gpu || [ $$? -eq 5 ]

@@ -26,7 +26,8 @@ PLUG = """import fcntl, os, sys
 taken = [fcntl.fcntl(int(one), fcntl.F_DUPFD, 64) for one in sys.argv[1:3]]
 os.dup2(taken[0], 3); os.dup2(taken[1], 4)
 os.execvp(sys.argv[3], sys.argv[3:])"""
-KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Enter": 13, "Tab": 9}
+KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Enter": 13, "Tab": 9,
+        "Backspace": 8, "a": 65, "d": 68, "t": 84, "u": 85}  # fmt: skip
 
 
 class Chromium:

@@ -87,6 +87,11 @@ def test_what_is_done_is_not_done_again_until_something_changes(
     assert {path.name: path.read_bytes() for path in (tmp_path / "all").rglob("*") if path.is_file()} == kept
     with Image.open(tmp_path / "all" / "images" / "run" / "0.png") as picture:
         assert picture.size == (16, 16)
+    listed = tmp_path / "all" / "images" / "run" / "samples.jsonl"
+    assert [json.loads(line).get("file") for line in listed.read_text().splitlines()] == [None, "0.png", "1.png"]
+    listed.unlink()  # as an earlier version left it
+    judged(*asked)
+    assert listed.read_bytes() == kept[listed.name]
     made = []
     monkeypatch.setattr(judging, "judge", lambda *a, real=judging.judge, **k: made.append(1) or real(*a, **k))
     (run / runs.LORA).touch()  # trained again: only the run is

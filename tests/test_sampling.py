@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def grid_of(*words: str) -> Path:
 
 def pictures(grid: Path) -> list[bytes]:
     found = []
-    for k in range(len([path for path in grid.parent.iterdir() if path != grid])):
+    for k in range(len(list(grid.parent.glob("[0-9]*.png")))):
         with Image.open(grid.parent / f"{k}.png") as picture:
             assert picture.size == (16, 16)
             found.append(picture.tobytes())
@@ -35,6 +36,11 @@ def test_a_run_and_its_lora_file_draw_the_same(tmp_path: Path) -> None:
     drawn = pictures(by_run)
     assert len(drawn) == len(set(drawn)) == 3
     like = ("--model", runs.model(), "--prompts", str(runs.home() / "prompts.txt"), "--steps", "3", "--guidance", "2")
+    listed = [json.loads(line) for line in (by_run.parent / "samples.jsonl").read_text().splitlines()]
+    assert listed[0] == {"schema": 1, "kind": "samples"} and [row["file"] for row in listed[1:]] == [
+        f"{k}.png" for k in range(3)
+    ]
+    assert {row["prompt"] for row in listed[1:]} <= set((runs.home() / "prompts.txt").read_text().splitlines())
     lora = grid_of(*like, "--lora", str(folder / runs.LORA), *few, "--output_dir", str(tmp_path / "lora"))
     base = grid_of(*like, *few, "--output_dir", str(tmp_path / "base"))
     assert pictures(lora) == drawn != pictures(base)

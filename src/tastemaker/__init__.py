@@ -10,6 +10,7 @@ PUBLIC = {
     "train": "tastemaker.run:train",
     "mix": "tastemaker.commands.mix:mix",
     "export": "tastemaker.commands.export:export",
+    "train_reward": "tastemaker.commands.train_reward:train_reward",
     "Run": "tastemaker.outcome:Run",
     "DDPO": "tastemaker.algorithms.ddpo:DDPO",
     "REINFORCE": "tastemaker.algorithms.reinforce:REINFORCE",

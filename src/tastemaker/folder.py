@@ -20,7 +20,7 @@ def choose(output_dir: str | None, stem: str, *, resume: bool, overwrite: bool) 
     Errors: ValueError when it holds something that is not a run's or is neither to be resumed nor overwritten, and when
     it cannot be written.
     """
-    folder = Path(output_dir).expanduser() if output_dir else _numbered(Path("runs"), stem, resume)
+    folder = Path(output_dir).expanduser() if output_dir else numbered(Path("runs"), stem, last=resume)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file: name a folder.")
     held = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
@@ -35,8 +35,8 @@ def choose(output_dir: str | None, stem: str, *, resume: bool, overwrite: bool) 
     return folder
 
 
-def _numbered(parent: Path, stem: str, resume: bool) -> Path:
-    """runs/<stem>-<k>: one above the highest k there is; the highest itself when a run is to be resumed."""
+def numbered(parent: Path, stem: str, *, last: bool) -> Path:
+    """parent/<stem>-<k>: one above the highest k there is; the highest itself when it is to be gone on with."""
     stem = re.sub(r"[^\w.+-]+", "-", stem).strip("-")
     taken = [
         int(found[1])
@@ -44,7 +44,7 @@ def _numbered(parent: Path, stem: str, resume: bool) -> Path:
         if (found := re.fullmatch(re.escape(stem) + r"-(\d+)", path.name))
     ]
     highest = max(taken, default=0)
-    return parent / f"{stem}-{highest if resume and taken else highest + 1}"
+    return parent / f"{stem}-{highest if last and taken else highest + 1}"
 
 
 def _check_writable(folder: Path) -> None:

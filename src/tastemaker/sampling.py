@@ -10,6 +10,7 @@ from typing import Any
 from tastemaker.evaluation.evaluate import Trial, draw_pictures, trial_prompts
 from tastemaker.evaluation.guidance import rule
 from tastemaker.flags import refuse
+from tastemaker.folder import CONFIG
 from tastemaker.policy.policy import Policy
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
@@ -17,13 +18,14 @@ from tastemaker.prompts.sources import source
 from tastemaker.reports.pictures import grid, save
 from tastemaker.subjects import Subject, number, of_flags, policy_of, whole
 from tastemaker.training.record import Bars
+from tastemaker.training.samples import list_pictures
 
 FLAGS = {"run", "model", "lora", "device", "mixed_precision", "seed", "prompts", "count", "steps", "guidance"}
 FLAGS |= {"resolution", "output_dir", "negative_prompt", "anneal"}
 
 
 def sample(flags: Mapping[str, Any]) -> list[Path]:
-    """Pictures of `--prompts`, singly and as a grid; returns the grid's path last."""
+    """Pictures of `--prompts`, singly and as a grid, with their prompts in samples.jsonl; returns the grid's path."""
     refuse("sample", flags, values=FLAGS)
     subject = _annealed(of_flags(flags), flags)
     tree, defaults = subject.tree, subject.tree.get("algorithm", {})
@@ -67,9 +69,11 @@ def _draw(policy: Policy, trial: Trial, output: Path) -> list[Path]:
     bars.end()
     for b, picture in enumerate(pictures):
         save(picture, output / f"{b}.png")
+    texts = trial.prompts.texts
+    if not (output / CONFIG).is_file():  # a run's own list is of its own pictures
+        list_pictures(output, ((b, text, f"{b}.png") for b, text in enumerate(texts)))
     sheet = output / "grid.png"
     rows = [pictures[k : k + 8] for k in range(0, len(pictures), 8)]
-    texts = trial.prompts.texts
     grid(rows, path=sheet, notes=[texts[k : k + 8] for k in range(0, len(texts), 8)])
     return [sheet]
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from tastemaker.reports.pictures import grid
 from tastemaker.rewards.combine import Sum
 from tastemaker.rewards.reward import NamedReward
 from tastemaker.subjects import OF_MODEL, Subject
+from tastemaker.training.samples import SAMPLES, list_pictures
 
 if TYPE_CHECKING:
     from tastemaker.judging import Bench
@@ -36,8 +37,8 @@ SCHEMA = 1
 class Shelf:
     """Keeps nothing where there is no folder.
 
-    folder: evaluation.json, evaluation.csv, grid.png, images/<model>/<id>.png, verdicts/<digest>.json; diversity.svg of
-    mixes and annealed models.
+    folder: evaluation.json, evaluation.csv, grid.png, images/<model>/<id>.png with their prompts in samples.jsonl,
+    verdicts/<digest>.json; diversity.svg of mixes and annealed models.
     """
 
     folder: Path | None
@@ -56,6 +57,8 @@ class Shelf:
         if self.metric and kept["metric"] != self.metric:  # distances of two metrics are not compared
             return None
         self.metric = kept["metric"]
+        if not self._image(subject, 0).with_name(SAMPLES).is_file():  # of an earlier version
+            self._list(subject, bench, kept["ids"])
         values = {name: torch.tensor([_number(v) for v in found]) for name, found in kept["values"].items()}
         diversity = {int(group): _number(value) for group, value in kept["diversity"].items()}
         return Verdict(values, [_read(file) for file in files], tuple(kept["ids"]), diversity)
@@ -70,6 +73,7 @@ class Shelf:
         mark.unlink(missing_ok=True)  # those that are there may be of another verdict
         for b, picture in zip(verdict.ids, verdict.pictures, strict=True):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(self._image(subject, b))
+        self._list(subject, bench, verdict.ids)
         write_text(mark, path.stem)
         found = {
             "schema": SCHEMA,
@@ -102,6 +106,11 @@ class Shelf:
             notes.append([f"{float(verdict.values[scores][b]):.3g}" for b in firsts])
         captions = [bench.trial.prompts.texts[b] for b in firsts]
         grid(rows, captions, list(verdicts), self.folder / "grid.png", notes=notes)
+
+    def _list(self, subject: Subject, bench: Bench, ids: Sequence[int]) -> None:
+        """Says beside a model's pictures what they show."""
+        texts = dict(zip(bench.trial.prompts.ids, bench.trial.prompts.texts, strict=True))
+        list_pictures(self._image(subject, 0).parent, ((b, texts[b], f"{b}.png") for b in ids))
 
     def _image(self, subject: Subject, b: int) -> Path:
         assert self.folder is not None

@@ -271,8 +271,9 @@ def test_prompts_without_pairs_and_files_that_are_no_pictures_are_told(tmp_path:
     it = iteration_of(algorithm, Toy())
     with pytest.raises(ValueError, match="has no winner and loser: use --prompts pairs --prompts.path"):
         made(next(iter(algorithm.iteration(it))))
-    (tmp_path / "x.png").write_text("no picture")
-    row = json.dumps({"prompt": "a cat", "winner": "x.png", "loser": "x.png"})
+    for name in ("x.png", "y.png"):
+        (tmp_path / name).write_text("no picture")
+    row = json.dumps({"prompt": "a cat", "winner": "x.png", "loser": "y.png"})
     (tmp_path / "pairs.jsonl").write_text(row)
     it.prompts, _ = deal(
         source({"name": "pairs", "path": str(tmp_path / "pairs.jsonl")}), Key(SEED, 0), it.plan, it.world

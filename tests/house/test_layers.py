@@ -62,8 +62,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
     "budget": ({"memory"}, set()),
     "reports": ({"reports"}, {"PIL", "accelerate", "jinja2", "numpy", "tqdm", "rich", "trackio", "wandb", "yaml"}),
+    "voting": ({"prompts", "reports.inline", "reports.loopback", "evaluation.statistics", "voting"}, {"jinja2"}),
     "evaluation": (JUDGING | {"evaluation"}, {"torch", "numpy", "safetensors"}),
-    "reward_training": (JUDGING | {"reward_training"}, {"torch"}),
+    "reward_training": (
+        {"policy.pictures", "prompts", "rewards", "evaluation.statistics", "reports", "reward_training"},
+        {"torch", "numpy", "safetensors", "pyarrow", "tqdm"},
+    ),
     # A program of its own: it measures the finished model as a user would.
     "shapes.gates": (JUDGING | {"evaluation", "shapes"}, {"torch", "numpy", "PIL", "diffusers", "tqdm"}),
     "shapes": (

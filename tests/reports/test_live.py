@@ -24,7 +24,6 @@ def made() -> list[str]:
 @pytest.fixture
 def server(tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[live.Live]:
     monkeypatch.setattr(live.Answer, "timeout", 0.3)
-    monkeypatch.setattr(live, "PATIENCE", 0.3)
     folder = report_runs.make(tmp_path / "run", iterations=2, every=1)
     (tmp_path / "secret.webp").write_bytes(b"secret")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tastemaker import flags
 from tastemaker.layers import Switch
+from tastemaker.reports.loopback import port_of
 
 USAGE = """tastemaker live RUN [--port 8765] [--open]
 
@@ -27,12 +28,10 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     flags.refuse("live", tree, values=("port",), switches=("open",))
-    port, show = tree.get("port", "0"), tree.get("open") is Switch.ON
-    if not (port.isdecimal() and int(port) < 2**16):
-        raise ValueError(f"--port is {port!r}; it is a whole number below 65536.")
+    port, show = port_of(tree.get("port", "0")), tree.get("open") is Switch.ON
     if len(words) != 1:
         raise ValueError(f"live takes the folder of one run; found {' and '.join(words) or 'none'}.")
-    return _serve(Path(words[0]).expanduser(), int(port), show)
+    return _serve(Path(words[0]).expanduser(), port, show)
 
 
 def _serve(folder: Path, port: int, show: bool) -> int:

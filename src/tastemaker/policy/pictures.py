@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,14 +21,24 @@ def read_pictures(files: Sequence[str], height: int, width: int) -> Tensor:
     return torch.stack([_read(file, height, width) for file in files])
 
 
-def _read(file: str, height: int, width: int) -> Tensor:
+def read_picture(file: str | BinaryIO, name: str) -> Image.Image:
+    """A picture of three colours, turned as the camera says. Errors: ValueError for what is none, or too large."""
     try:
         with Image.open(file) as opened:
             if opened.width * opened.height > MOST:
-                raise ValueError(f"{file} has {opened.width} x {opened.height} pixels; at most {MOST:,} are read.")
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise ValueError(f"{file} is no picture that can be read: {error}") from error
+                raise ValueError(f"{name} has {opened.width} x {opened.height} pixels; at most {MOST:,} are read.")
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is no picture that can be read: {error}") from error
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """A picture as [3,H,W] in [0,1]."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+def _read(file: str, height: int, width: int) -> Tensor:
+    image = read_picture(file, file)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+    return pixels(image)

@@ -86,7 +86,7 @@ def _jsonl(path: Path, column: str | None, key: str) -> Rows:
 
 
 def _csv(path: Path, column: str | None, key: str) -> Rows:
-    rows = _cells(path, "\t" if path.suffix.lower() == ".tsv" else ",", key)
+    rows = cells(path, "\t" if path.suffix.lower() == ".tsv" else ",", key)
     number, found = next(rows, (1, []))
     header = [name.strip() for name in found]
     with at(f"{key}: {path}:{number}"):
@@ -98,13 +98,13 @@ def _csv(path: Path, column: str | None, key: str) -> Rows:
     def entry(row: Row) -> Entry:
         if len(row) != len(header):
             raise ValueError(f"{len(row)} cells, but {len(header)} columns: quote cells that hold the separator.")
-        cells = dict(zip(header, row, strict=True))
-        return cells.pop(chosen).strip(), cells
+        named = dict(zip(header, row, strict=True))
+        return named.pop(chosen).strip(), named
 
     return collect(rows, entry, name=str(path), key=key)
 
 
-def _cells(path: Path, delimiter: str, key: str) -> Iterator[tuple[int, Row]]:
+def cells(path: Path, delimiter: str, key: str) -> Iterator[tuple[int, Row]]:
     """(number of its last line, row), empty rows left out. Strict, or an open quote would swallow the rest."""
     lines = (f"{line}\n" for line in _text(path, key).split("\n"))
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)

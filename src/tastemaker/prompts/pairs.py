@@ -14,7 +14,8 @@ BOTH = ("winner", "loser")
 def pairs(path: str = "") -> list[Entry]:
     """Prompts with metadata {"winner": file, "loser": file}, of a .jsonl file or a folder.
 
-    A file has one object a line: `prompt` (or `caption`, `text`), `winner` and `loser`, files beside it. A folder has
+    A file has one object a line: `prompt` (or `caption`, `text`), `winner` and `loser`, files beside it. Lines with
+    "vote": "tie", as `tastemaker vote` writes them, are passed over. A folder has
     one folder a pair: prompt.txt, and winner and loser as .png, .jpg or .webp.
 
     Errors: ValueError beginning with `path`, naming what is missing and where.
@@ -30,12 +31,20 @@ def pairs(path: str = "") -> list[Entry]:
 
 
 def _of_file(place: Path) -> list[Entry]:
-    found = []
+    found, ties = [], 0
     for number, line in lines(place, "path"):
         with at(f"path: {place}:{number}"):
             row = json_row(line)
             text, rest = split_row(row, column_of(row, None))
-            found.append((text, {one: str(_file(place.parent, rest.get(one), one)) for one in BOTH}))
+            if rest.get("vote") == "tie":
+                ties += 1
+                continue
+            both = {one: _file(place.parent, rest.get(one), one) for one in BOTH}
+            if both["winner"].samefile(both["loser"]):
+                raise ValueError(f"winner and loser are both {both['winner']}: name two pictures, or take it out.")
+            found.append((text, {one: str(file) for one, file in both.items()}))
+    if not found and ties:
+        raise ValueError(f"path: {place} holds no pair that was decided: all its {ties} votes are ties.")
     if not found:
         raise ValueError(f"path: {place} holds no pair.")
     return found

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -16,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tastemaker.reports import charts
 from tastemaker.reports.embedding import MOST, Embedded, Picture, embed
+from tastemaker.reports.inline import as_json, digest
 from tastemaker.reports.numbers import Number, clock, place
 from tastemaker.reports.panels import Panel, Panels, panels
 from tastemaker.reports.prompt_table import prompt_table
@@ -61,7 +59,7 @@ def page(template: str, data: Mapping[str, Any], **context: Any) -> str:
     style, script = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     connect = "'self'" if context.get("live") else "'none'"
     policy = (
-        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}; "
         f"connect-src {connect}; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
     return (
@@ -79,26 +77,6 @@ def _templates() -> Environment:
     made.filters.update(shown=shown, named=named)
     made.globals.update(Number=Number, place=place)
     return made
-
-
-def as_json(data: Any) -> str:
-    """JSON that no text in it can end, whatever element it stands in."""
-    text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for mark in "<>&":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not abs(data) < float("inf") else data
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _plain(change: Mapping[str, Number]) -> dict[str, float | None]:

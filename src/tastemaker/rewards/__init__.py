@@ -6,6 +6,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.prompts.functions import bound, is_function_spec, load_function, unknown
@@ -39,12 +40,13 @@ TABLE: dict[str, str] = {
     "vlm": "tastemaker.rewards.vlm:Vlm",
     "remote": "tastemaker.rewards.remote:Remote",
     "isolated": "tastemaker.rewards.environment:Isolated",
+    "trained": "tastemaker.rewards.trained:Trained",
 }
 # Those of them whose score has a gradient to the picture; algorithms that differentiate the reward take no others.
 DIFFERENTIABLE: frozenset[str] = frozenset(
     {"jpeg_proxy", "shapes_judge", "colour", "brightness", "smoothness"}
     | {"aesthetic", "clip_score", "pickscore", "hpsv2"}
-    | {"image_reward", "mirror_symmetry", "rotational_symmetry", "rotation_invariance", "thumbnail"}
+    | {"trained", "image_reward", "mirror_symmetry", "rotational_symmetry", "rotation_invariance", "thumbnail"}
 )
 
 # Public names that need torch: module:attribute, loaded when they are asked for.
@@ -78,7 +80,8 @@ def _load(target: str) -> Any:
 
 
 def named(spec: Any, *, key: str = "reward") -> "NamedReward":
-    """The reward that a user means: a name of the table, `path/to/file.py:function`, a function, an object, or a sum.
+    """The reward that a user means: a name of the table, `path/to/file.py:function`, the folder of a trained reward, a
+    function, an object, or a sum.
 
     A class is built without arguments. Settings of a function, arguments that have a default, or of a class come as a
     dict: {"name": "file.py:sharpness", "weight": 2}. How a sum is written: `tastemaker.rewards.terms`.
@@ -92,7 +95,8 @@ def named(spec: Any, *, key: str = "reward") -> "NamedReward":
         spec = settings.pop("name", None)
         if not isinstance(spec, str):
             raise ValueError(f"{key}: found settings without a name: give {key}.name, such as {next(iter(TABLE))}.")
-    name, found = _found(spec, key) if isinstance(spec, str) else (None, spec)
+    name, found, own = _found(spec, key) if isinstance(spec, str) else (None, spec, {})
+    settings = {**own, **settings}
     if settings:
         made = bound(found, settings, key=key, name=str(name), taken=0 if inspect.isclass(found) else 2)
         found = _built(made, settings, key) if inspect.isclass(found) else made
@@ -110,10 +114,13 @@ def _built(made: Callable[[], Any], settings: Mapping[str, Any], key: str) -> An
         raise ValueError(f"{key}{dot}{error}") from error
 
 
-def _found(spec: str, key: str) -> tuple[str, Any]:
-    """The name of a reward and what it names."""
+def _found(spec: str, key: str) -> tuple[str, Any, dict[str, Any]]:
+    """The name of a reward, what it names, and the settings that it says itself."""
     if spec in TABLE:
-        return spec, _load(TABLE[spec])
+        return spec, _load(TABLE[spec]), {}
     if is_function_spec(spec):
-        return spec.rpartition(":")[2], load_function(spec, key=key)
-    raise unknown(spec, TABLE, key=key, kind="reward", also="`path/to/file.py:function` for a reward of your own")
+        return spec.rpartition(":")[2], load_function(spec, key=key), {}
+    if (folder := Path(spec).expanduser()).is_dir():
+        return folder.resolve().name, _load(TABLE["trained"]), {"folder": spec}
+    also = "`path/to/file.py:function` for a reward of your own, or the folder of one that `train-reward` made"
+    raise unknown(spec, TABLE, key=key, kind="reward", also=also)

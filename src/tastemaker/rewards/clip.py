@@ -125,11 +125,14 @@ class Clip:
 
     def see(self, images: Tensor) -> Tensor:
         """Vectors [B,D] of pictures [B,3,H,W] in [0,1], fp32, with their graph; where the network is."""
+        return unit(self._vectors(self.prepared(images)))
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Pictures [B,3,H,W] in [0,1] as the network takes them, [B,3,size,size] in its dtype, where it is."""
         network = self.network
         pixels = weights.together(network, images, self.device)
         size = getattr(network.config, "vision_config", network.config).image_size
-        pixels = preprocess.prepare(pixels, size, self.preprocess)
-        return _unit(self._vectors(pixels.to(network.dtype)))
+        return preprocess.prepare(pixels, size, self.preprocess).to(network.dtype)
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         return self.network.get_image_features(pixel_values=pixels).pooler_output  # transformers 5: an object
@@ -148,7 +151,7 @@ class Clip:
     def _encoded(self, texts: list[str]) -> Tensor:
         length = self.network.config.text_config.max_position_embeddings
         ids = self.words(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
-        return _unit(self.network.get_text_features(input_ids=ids.to(self.network.device)).pooler_output)
+        return unit(self.network.get_text_features(input_ids=ids.to(self.network.device)).pooler_output)
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B] of the angle between each picture and its prompt, from -1 to 1, with its graph."""
@@ -156,7 +159,8 @@ class Clip:
         return (seen * self.read(list(prompts)).to(seen)).sum(1)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [B,D] of length 1, fp32 (fp64 stays)."""
     return F.normalize(vectors.float() if vectors.itemsize < 4 else vectors, dim=-1)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from tastemaker.rewards.batching import Batcher
 from tastemaker.rewards.reward import ContractError, NamedReward
+from tastemaker.rewards.weights import digest
 from tastemaker.rewards.wire import PROTOCOL, Identity, Limits, Malformed, TooLarge, answer, unpacked
 
 SCORE, HEALTH = "/v1/score", "/health"
@@ -75,19 +76,11 @@ def identity(judge: NamedReward, version: str = "") -> Identity:
     if terms:
         mark.update("".join(identity(one).digest for one in terms).encode())
     elif network is not None:
-        for name, tensor in sorted(network.state_dict().items()):
-            mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            mark.update(tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy())
+        mark = digest(network)
     else:
         mark.update(_source(found))
     settings = ", ".join(f"{key}={value!r}" for key, value in sorted(given.items()) if key != "device")
     return Identity(judge.name, version, mark.hexdigest()[:32], settings)
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
 
 
 def _source(found: Any) -> bytes:

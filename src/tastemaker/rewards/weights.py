@@ -6,6 +6,7 @@ is not asked for again, so a reward stays what it is while the machine is offlin
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -173,6 +174,15 @@ def filled(
         own[name] = state[name].to(dtype) if state[name].is_floating_point() else state[name]
     network.load_state_dict(own, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def digest(network: nn.Module) -> Any:
+    """SHA-256 of a network's tensors, with their names, types and shapes: hashlib's object, to be added to."""
+    mark = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        mark.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return mark
 
 
 # ---- how it computes

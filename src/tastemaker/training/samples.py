@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,3 +52,11 @@ class Samples:
         found = (self.folder / "samples" / str(iteration)).glob(f"{prefix}*.webp")
         names = ((file.stem.removeprefix(prefix), file) for file in found)
         return {int(name): file for name, file in names if name.isdecimal()}
+
+
+def list_pictures(folder: Path, rows: Iterable[tuple[int, str, str]]) -> None:
+    """Writes samples.jsonl anew for pictures of no run: (id, prompt, file in the folder) each."""
+    lines = Lines(folder / SAMPLES, "samples", write=True)
+    lines.path.unlink(missing_ok=True)
+    for name, prompt, file in rows:
+        lines.add({"id": name, "prompt": prompt, "file": file})

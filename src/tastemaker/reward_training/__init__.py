@@ -1,0 +1,1 @@
+"""Rewards from people: ratings and choices read from files, and heads on a CLIP trained on them."""
