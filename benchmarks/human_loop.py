@@ -1,7 +1,7 @@
 """Do votes change what a model draws? And how many labels does a reward need?
 
     .venv/bin/python benchmarks/human_loop.py --part labels      a reward from 100, 500 and 2,000 ratings, and choices
-    .venv/bin/python benchmarks/human_loop.py --part loop        300 votes -> a better model, two ways, with controls
+    .venv/bin/python benchmarks/human_loop.py --part loop        300 votes -> a better model, two ways; --controls
 
 The voter is the rule with noise of voter.py. `loop`, for every seed: the base draws five pictures of each training
 prompt, the voter votes on 300 pairs of them through the same session as the page's, and then
@@ -40,12 +40,13 @@ from tastemaker.voting.summary import second, summary
 
 STEPS, GUIDANCE = 20, 3.0  # of all that is voted on
 VOTES, EACH, JUDGED = 300, 5, 6  # votes in; pictures of a training prompt; pairs of a held-out prompt
+PROMPTS = {"shapes": 120, "shapes_heldout": 40}  # of the two sets
 COUNTS = (100, 500, 2000)
 LINES = RESULTS / "human_loop.jsonl"
 WAYS = {
     "reward": ["shapes_awm", "--reward"],
     "direct": ["shapes_diffusion_dpo", "--algorithm.pairs", "given", "--algorithm.per_prompt", "1",
-               "--algorithm.iterations", "24", "--prompts", "pairs", "--reward"],
+               "--algorithm.iterations", "30", "--algorithm.learning_rate", "6e-3", "--prompts", "pairs", "--reward"],
 }  # fmt: skip
 
 
@@ -54,11 +55,16 @@ def main() -> None:
     parser.add_argument("--part", choices=("labels", "loop"), required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--folder", type=Path, default=Path("runs/human"))
+    parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--controls", action="store_true", help="the coin's votes instead of the voter's")
     found = parser.parse_args()
     for seed in map(int, found.seeds.split(",")):
         place = found.folder / f"{found.part}-{seed}"
-        lines = labels(place, seed) if found.part == "labels" else loop(place, seed, coin=found.controls)
+        lines = (
+            labels(place, seed)
+            if found.part == "labels"
+            else loop(place, seed, found.ways.split(","), coin=found.controls)
+        )
         for line in lines:
             with LINES.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "seed": seed, "machine": machine()}) + "\n")
@@ -73,7 +79,7 @@ def drawn(place: Path, prompts: str, each: int, seed: int) -> list[tuple[Path, s
     table = place / "metadata.jsonl"
     if not table.is_file():
         place.mkdir(parents=True, exist_ok=True)
-        chosen = trial_prompts(source(prompts, key="prompts"), 10**6, each, seed)
+        chosen = trial_prompts(source(prompts, key="prompts"), PROMPTS[prompts], each, seed)
         policy = policy_of(of_flags({"model": "shapes"}), {"device": "cpu"})
         trial = Trial(chosen, STEPS, GUIDANCE, DDIM(eta=0.0), seed, 32, "")
         rows = [row for part in chosen.split(trial.batch) for row in _saved(policy, trial, part, place)]
@@ -155,8 +161,8 @@ def _table(file: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) ->
 # ---- the loop
 
 
-def loop(place: Path, seed: int, *, coin: bool) -> Iterator[dict[str, Any]]:
-    """Both ways from the same votes."""
+def loop(place: Path, seed: int, ways: Sequence[str], *, coin: bool) -> Iterator[dict[str, Any]]:
+    """The ways from the same votes."""
     pool = place / "pool"
     drawn(pool, "shapes", EACH, seed)
     votes = place / ("coin.jsonl" if coin else "votes.jsonl")
@@ -166,20 +172,23 @@ def loop(place: Path, seed: int, *, coin: bool) -> Iterator[dict[str, Any]]:
             thrown = voter._mood(seed, "coin", pair.number).choice(["left", "right"])
             session.cast(pair, thrown if coin and said != "tie" else said, seconds=1.0)
         cast = summary(session.votes)
-    reward = place / ("coin-reward" if coin else "reward")
-    taught = tm.train_reward("preference", data=votes, model="shapes", seed=seed, output_dir=reward, overwrite=True)
-    accuracy = taught.validation["accuracy"]
+    reward, judge = place / ("coin-reward" if coin else "reward"), "jpeg_compressibility"
+    said = {"part": "loop", "control": coin, "votes": cast.votes, "ties": cast.ties}
+    try:
+        taught = tm.train_reward("preference", data=votes, model="shapes", seed=seed, output_dir=reward, overwrite=True)
+        said["accuracy"] = dict(taught.validation["accuracy"]._asdict())
+    except ValueError as error:  # coins teach nothing, and it says so
+        yield {**said, "way": "reward", "refused": str(error)}
     for way, words in WAYS.items():
-        run = place / f"{'coin-' if coin else ''}{way}"
-        more = ["--prompts.path", str(votes)] if way == "direct" else []
-        _must(["train", *words, str(reward), *more, "--seed", str(seed), "--output_dir", str(run), "--overwrite",
+        if way not in ways or (way == "reward" and "accuracy" not in said):
+            continue
+        run = place / f"{'coin-' if coin else ''}{way}-run"
+        more = [judge, "--prompts.path", str(votes)] if way == "direct" else [str(reward)]
+        _must(["train", *words, *more, "--seed", str(seed), "--output_dir", str(run), "--overwrite",
                "--held_out_rewards", "shapes_alignment", "--evaluation.prompts", "shapes_heldout",
                "--evaluation.guidance", str(GUIDANCE), "--lpips_weights", "off"])  # fmt: skip
         share, oracle = judged(run, place / f"judged-{run.name}", seed)
-        yield {
-            "part": "loop", "way": way, "control": coin, "votes": cast.votes, "ties": cast.ties,
-            "accuracy": dict(accuracy._asdict()), "preferred": share, "oracle": oracle,
-        }  # fmt: skip
+        yield {**said, "way": way, "preferred": share, "oracle": oracle}
 
 
 def judged(run: Path, place: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelled import drawn, ratings, table, taste, votes
+from labelled import drawn, folder, ratings, table, taste, votes
 from tastemaker import cli
 from tastemaker.reward_training import fitting
 from tastemaker.rewards import named
@@ -104,6 +104,35 @@ def test_a_rewards_folder_is_not_written_over(tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "r" / "head.safetensors").read_bytes() != before
 
 
+def test_mistakes_cost_no_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, r = ratings(tmp_path / "a", 60), tmp_path / "r"
+    words = ["regression", "--model", "shapes", "--cache", tmp_path / "c", "--epochs", "2", "--output_dir", r]
+    assert ran(*words, "--data", data, capsys=capsys)[0] == 0
+    before = {path.name: path.read_bytes() for path in r.iterdir()}
+    for more, told in (
+        (["--data", data + "x", "--overwrite"], "--data: there is no"),
+        (["--data", data, "--resume_from_checkpoint", "latest"], "--resume_from_checkpoint: the training in"),
+        (["--data", data, "--seed", "5", "--resume_from_checkpoint", "latest"], "has ended"),
+        (["--data", data, "--overwrite", "--learning_rate", "1e30"], "--learning_rate 1e+30 is too high"),
+        (["--data", data, "--overwrite", "--learning_rate", "inf"], "--learning_rate is inf"),
+        (["--data", data, "--overwrite", "--test", data], "--test: 60 of its 60 pictures are in the data too"),
+        (["--data", data, "--overwrite", "--ties", "leave_out"], "--ties has no effect on ratings"),
+        (["--data", data, "--overwrite", "--columns.first", "x"], "--columns.first has no effect on ratings"),
+    ):
+        code, _, err = ran(*words, *more, capsys=capsys)
+        assert code == 2 and told in err, err
+        assert {path.name: path.read_bytes() for path in r.iterdir()} == before
+
+
+def test_noise_teaches_nothing_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, _, _ = folder(tmp_path, 60)
+    rows = [[name, value] for name, value in zip(names, torch.randperm(60).tolist(), strict=True)]
+    data = table(tmp_path / "r.csv", ["image", "rating"], rows)
+    code, _, err = ran("regression", "--data", data, "--model", "shapes", "--cache", "", "--learning_rate", "0.5",
+                       "--patience", "2", "--output_dir", tmp_path / "r", capsys=capsys)  # fmt: skip
+    assert code == 2 and "--data: nothing could be learned" in err and not (tmp_path / "r").exists()
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +140,6 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     words = ["regression", "--data", data, "--model", "shapes", "--cache", tmp_path / "c", "--epochs", "12"]
     assert ran(*words, "--output_dir", tmp_path / "straight", capsys=capsys)[0] == 0
     monkeypatch.setattr(fitting, "SAVED_EVERY", 0.0)
-    monkeypatch.setattr(fitting.Keeper.__init__, "__kwdefaults__", {"every": 0.0})
     whole = fitting.Fit._pass
 
     def killed(self: fitting.Fit, number: int) -> float:

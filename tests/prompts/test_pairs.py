@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -50,3 +51,12 @@ def test_a_picture_is_not_better_than_itself(tmp_path: Path) -> None:
 def test_a_file_that_is_missing_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"votes\.jsonl:1: loser: there is no .*c\.png"):
         pairs(written(tmp_path, {**CHOICE, "loser": "c.png"}))
+
+
+def test_a_picture_that_was_drawn_anew_is_not_the_one_that_was_voted_on(tmp_path: Path) -> None:
+    content = {"a.png": hashlib.sha256(b"x").hexdigest()[:16], "b.png": hashlib.sha256(b"x").hexdigest()[:16]}
+    file = written(tmp_path, {**CHOICE, "content": content})
+    assert len(pairs(file)) == 1
+    (tmp_path / "b.png").write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"votes\.jsonl:1: .*b\.png is not the picture any more that was voted on"):
+        pairs(file)

@@ -113,7 +113,7 @@ def test_tables_that_are_none(place: Path) -> None:
     (place / "r.csv").write_text("image,rating\n")
     assert "r.csv holds no label: it is empty." in refused(rated, place / "r.csv")
     (place / "r.csv").write_text("image,image\na.png,b.png\n")
-    assert "two columns have one name" in refused(rated, place / "r.csv")
+    assert "more than one column is called 'image'" in refused(rated, place / "r.csv")
     (place / "r.jsonl").write_text('{"image": "a.png"\n')
     assert "r.jsonl:1: not JSON" in refused(rated, place / "r.jsonl")
     (place / "r.xlsx").write_text("x")
@@ -215,6 +215,11 @@ def test_pictures_in_parquet(place: Path) -> None:
         (b"two", b"five", 0.0),
     ]
     assert found.labels[1].place.endswith("v.parquet: row 2")
+    assert len(chosen_all := choices.read(str(place), columns=Columns()).labels) == 2 and chosen_all[0].prompt == "a"
+    rows["jpg_0"] = [b"one", None, b"three"]
+    parquet.write_table(arrow.table(rows), place / "v.parquet")
+    with pytest.raises(ValueError, match=r"v\.parquet \(jpg_0, row 2 of group 1\) holds no picture"):
+        choices.read(str(place / "v.parquet"), columns=Columns()).labels[1].first.read_bytes()
     rows["label_0"] = [1.0, 7.0, 0.5]
     parquet.write_table(arrow.table(rows), place / "v.parquet")
     assert "v.parquet: row 2: label_0 is 7" in refused(chosen, place / "v.parquet")
@@ -223,3 +228,45 @@ def test_pictures_in_parquet(place: Path) -> None:
 def test_json_keeps_what_csv_has_as_text(place: Path) -> None:
     (place / "r.jsonl").write_text(json.dumps({"image": "a.png", "rating": True}) + "\n")
     assert "rating is True; it is a number." in refused(rated, place / "r.jsonl")
+
+
+def test_relative_paths_are_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = _made(place / "f") / "1"
+    pair.mkdir()
+    (pair / "prompt.txt").write_text("a cat")
+    for name in ("winner", "loser"):
+        (pair / f"{name}.png").write_bytes(name.encode())
+    table(place / "r.csv", ["image", "rating"], [["a.png", 3]])
+    monkeypatch.chdir(place)
+    assert chosen("f") == [("a cat", "winner.png", "loser.png", 1.0)]
+    assert rated("r.csv") == rated("./r.csv", pictures=".") == [("a.png", 3.0, "")]
+
+
+def test_settings_without_effect_are_refused(place: Path) -> None:
+    file = table(place / "v.jsonl", ["prompt", "winner", "loser"], [["a cat", "a.png", "b.png"]])
+    assert "columns.rating has no effect on choices" in refused(chosen, file, columns=Columns(rating="p"))
+    assert "columns.label stands alone" in refused(chosen, file, columns=Columns(label="p"))
+    file = table(place / "r.csv", ["image", "rating"], [["a.png", 3]])
+    assert "columns.first has no effect on ratings" in refused(rated, file, columns=Columns(first="p"))
+    (place / "f" / "1").mkdir(parents=True)
+    (place / "a.png").rename(place / "f" / "1" / "a.png")
+    assert "columns.image has no effect on" in refused(rated, place / "f", columns=Columns(image="p"))
+    assert "pictures has no effect on" in refused(rated, place / "f", pictures=str(place))
+
+
+def test_cells_that_are_strange(place: Path) -> None:
+    (place / " a.png").write_bytes(b"blank")
+    assert rated(table(place / "r.jsonl", ["image", "rating"], [[" a.png", 3]])) == [(" a.png", 3.0, "")]
+    assert rated(table(place / "r.csv", ["image", "rating", "text"], [["a.png", 3, ""]])) == [("a.png", 3.0, "")]
+    for image, said in (("~nobody/x.png", "there is no file"), ("x" * 400, "there is no file")):
+        assert f"r.jsonl:1: image: {said}" in refused(
+            rated, table(place / "r.jsonl", ["image", "rating"], [[image, 3]])
+        )
+    (place / "r.jsonl").write_text('{"image": "a.png", "rating": 1' + "0" * 400 + "}\n")
+    assert "r.jsonl:1: rating is 1000" in refused(rated, place / "r.jsonl")
+
+
+def test_a_picture_that_was_drawn_anew_is_named_by_line(place: Path) -> None:
+    names = ["prompt", "left", "right", "vote", "content"]
+    file = table(place / "v.jsonl", names, [["a cat", "a.png", "b.png", "left", {"a.png": "0" * 16}]])
+    assert "v.jsonl:1: " in refused(chosen, file) and "is not the picture any more" in refused(chosen, file)

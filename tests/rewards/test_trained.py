@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import runs
 import tastemaker as tm
 import tiny_clip
 from labelled import drawn, votes
+from tastemaker import cli
+from tastemaker.build import plain
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards import named
 from tastemaker.rewards.head import Head, Looking, rows
@@ -93,6 +96,53 @@ def test_it_stands_in_sums_and_takes_settings(folder: Path, pictures: torch.Tens
         named({"name": str(folder), "tokens": "x"}, key="--reward")
 
 
+def test_a_run_is_trained_on_it_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    few = runs.small(tmp_path / "run", "--algorithm.updates", "1", "--iterations", "1")
+    argv = ["train", "draft", *few[2:], "--reward", str(folder), "--held_out_rewards", f"({folder}:1,brightness:1)"]
+    assert runs.train(argv).code == 0
+    assert runs.settings(tmp_path / "run")["reward"] == str(folder)
+    (row,) = runs.metrics(tmp_path / "run")
+    assert row["reward"]["std"] > 0 and any(name.startswith("held_out.") for name in row["watch"]), sorted(row["watch"])
+    again = runs.train([*argv, "--iterations", "2", "--resume_from_checkpoint", "latest"])
+    assert again.code == 0 and len(runs.metrics(tmp_path / "run")) == 2
+
+
+def test_a_path_is_a_folder(folder: Path, pictures: torch.Tensor) -> None:
+    assert torch.equal(named(folder)(pictures, TEXTS).value, named(str(folder))(pictures, TEXTS).value)
+    assert plain({"reward": folder}) == {"reward": str(folder)}
+
+
+def test_explain_says_what_a_folder_is(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["explain", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "preference, of 40 labels" in told and "validation, accuracy" in told and "picture, tokens, cosine" in told
+    assert cli.main(["explain", str(tmp_path)]) == 2
+    assert "holds no reward.json" in capsys.readouterr().err
+
+
+def test_one_that_is_trained_anew_is_another_judge(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "r")
+    before = repr(Trained(folder=str(tmp_path / "r")))
+    state = load_file(tmp_path / "r" / "head.safetensors")
+    save_file({**state, "middle": state["middle"] + 1}, tmp_path / "r" / "head.safetensors")
+    assert repr(Trained(folder=str(tmp_path / "r"))) != before
+
+
+def test_a_network_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = votes(tmp_path / "data", 60)
+    tiny_clip.write(tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    tm.train_reward("preference", data=data, model="clip", cache="", epochs=3, output_dir="r", features="tokens")
+    monkeypatch.chdir("/")
+    reward = Trained(folder=str(tmp_path / "r"))
+    assert reward(torch.rand(2, 3, 40, 40), ["", ""]).shape == (2,)
+    shutil.move(tmp_path / "clip", tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"r looks through .*clip: .* Say where it is: --reward\.model\."):
+        _ = Trained(folder=str(tmp_path / "r")).network
+    moved = Trained(folder=str(tmp_path / "r"), model=str(tmp_path / "elsewhere"))
+    assert torch.isfinite(moved(torch.rand(2, 3, 40, 40), ["", ""])).all()
+
+
 def test_another_network_is_refused(folder: Path, tmp_path: Path) -> None:
     reward = Trained(folder=str(folder), model=str(tiny_clip.write(tmp_path / "clip")))
     with pytest.raises(ValueError, match="does not see what the network saw that .* was trained on .shapes."):
@@ -106,7 +156,7 @@ def test_folders_that_are_none(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, broken)
     (broken / "head.safetensors").unlink()
     with pytest.raises(ValueError, match=r"holds no head\.safetensors: its training has not ended"):
-        _ = Trained(folder=str(broken)).network
+        Trained(folder=str(broken))
     save_file({"x": torch.ones(1)}, broken / "head.safetensors")
     with pytest.raises(ValueError, match="is no head of a reward"):
         _ = Trained(folder=str(broken)).network

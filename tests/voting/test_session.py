@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -60,6 +61,9 @@ def test_a_vote_is_a_line(folder: Path) -> None:
             "seconds": 0.123,
             "seed": 7,
             "pair": 0,
+            "content": {
+                file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in (pair.left, pair.right)
+            },
             "time": "",
         }
         assert not {"winner", "loser"} & set(tie) and (right["winner"], right["loser"]) == (

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tastemaker import config, flags
@@ -128,6 +129,8 @@ def explain(name: str) -> str:
     pages = [page(name) for known, page in _shelves() if name in known]
     if not pages and name.endswith((".yaml", ".yml")):
         pages = [_recipe(name)]
+    if not pages and Path(name).expanduser().is_dir():
+        pages = [_trained(name)]
     pages = pages or _sampler(name) or _setting(name)
     if not pages:
         near = suggest(name, {key for known, _ in _shelves() for key in known} | _settings())
@@ -190,6 +193,22 @@ def _function(kind: str, entry: str, name: str) -> str:
     if defaults:
         text += "\nSettings  [default]\n" + "".join(f"  --{kind}.{key}  [{value}]\n" for key, value in defaults.items())
     return text
+
+
+def _trained(name: str) -> str:
+    """What a trained reward's folder says of itself."""
+    from tastemaker.rewards.trained import read_card
+
+    card = read_card(Path(name).expanduser())
+    told = {"kind": f"{card['kind']}, of {card['labels']:,} labels", "looks through": card["network"]["model"]}
+    told["reads"] = ", ".join(card["features"])
+    for where in ("validation", "test"):
+        for measure, found in (card[where] or {}).items():
+            told[f"{where}, {measure}"] = " ".join(
+                f"{key} {value:.4g}" for key, value in found.items() if value is not None
+            )
+    rows = "".join(f"  {key:<32}{value}\n" for key, value in told.items())
+    return f"{name}, a reward that `train-reward` made: --reward {name}\n\n{rows}\nMore: tastemaker explain trained\n"
 
 
 def _facts(reward: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ def train_reward(
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it is {' or '.join(KINDS)}.")
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     return _teach(kind, settings, output_dir, resume=resume, overwrite=overwrite, dashes="")
 
 
@@ -78,26 +80,27 @@ def _teach(
         raise ValueError(f"{dashes}data is missing: name the labels, {KINDS[kind]}.")
     settings = build(Training, tree, Where(owner="train-reward", marks=marks))
     folder = choose(output, kind, resume=resume, overwrite=overwrite, dashes=dashes)
-    new = not folder.exists()
     try:
-        return _taught(kind, settings, folder, overwrite)
+        return _taught(kind, settings, folder, anew=overwrite)
     except ValueError as error:
         raise ValueError(_as_typed(str(error), dashes)) from error
-    finally:
-        if new:
-            _leave_nothing(folder)
 
 
-def _taught(kind: str, settings: Any, folder: Path, overwrite: bool) -> Taught:
+def _taught(kind: str, settings: Any, folder: Path, *, anew: bool) -> Taught:
     from tastemaker.devices import pick
-    from tastemaker.folder import claimed, empty
+    from tastemaker.folder import LOCK, claimed
     from tastemaker.reward_training.training import teach
 
-    device = pick(settings.device)
+    device, new = pick(settings.device), not folder.exists()
     with claimed(folder):
-        if overwrite:
-            empty(folder)
-        return teach(kind, settings, folder, device=device, version=__version__)
+        try:
+            return teach(kind, settings, folder, device=device, version=__version__, anew=anew)
+        finally:
+            if new and {path.name for path in folder.iterdir()} == {LOCK}:  # nothing came of it
+                (folder / LOCK).unlink()
+                folder.rmdir()
+                with suppress(OSError):  # `rewards/`, where nothing else is in it
+                    folder.parent.rmdir()
 
 
 def choose(output: str | Path | None, kind: str, *, resume: bool, overwrite: bool, dashes: str = "--") -> Path:
@@ -106,33 +109,31 @@ def choose(output: str | Path | None, kind: str, *, resume: bool, overwrite: boo
     Errors: ValueError where it holds something else, or a reward that is neither gone on with nor overwritten.
     """
     from tastemaker.folder import LOCK, numbered
-    from tastemaker.reward_training.training import OURS, STATES
+    from tastemaker.reward_training.fitting import CURSOR, STATES
+    from tastemaker.reward_training.training import OURS
+    from tastemaker.rewards.trained import CARD
 
     folder = Path(output).expanduser() if output else numbered(Path("rewards"), kind, last=resume)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{dashes}output_dir {folder} is a file: name a folder.")
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    strange = [name for name in held if name not in (LOCK, *OURS) and not any(name.endswith(one) for one in STATES)]
+    held = sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
+    strange = [name for name in held if name not in OURS and not STATES.fullmatch(name)]
     if strange:
         raise ValueError(
             f"{dashes}output_dir {folder} holds {', '.join(strange[:3])}, which no training of a reward writes: name "
             "another folder."
         )
-    if set(held) - {LOCK} and not (resume or overwrite):
+    if resume and CARD in held and CURSOR not in held:
+        raise ValueError(
+            f"{dashes}resume_from_checkpoint: the training in {folder} has ended, and there is nothing to go on with. "
+            f"Train anew with {dashes}overwrite, or into another folder."
+        )
+    if held and not (resume or overwrite):
         raise ValueError(
             f"{dashes}output_dir {folder} holds a reward: name another folder, go on with a training that was stopped "
-            f"by {dashes}resume_from_checkpoint latest, or empty it with {dashes}overwrite."
+            f"by {dashes}resume_from_checkpoint latest, or train it anew with {dashes}overwrite."
         )
     return folder
-
-
-def _leave_nothing(folder: Path) -> None:
-    """Removes a folder that holds nothing but its lock."""
-    from tastemaker.folder import LOCK
-
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK}:
-        (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def _paths(tree: Mapping[str, Any], before: str = "") -> list[str]:
@@ -148,7 +149,7 @@ def _as_typed(message: str, dashes: str) -> str:
     """A message that begins with a setting begins with its flag."""
     from tastemaker.reward_training.settings import Training
 
-    word = message.split(maxsplit=1)[0].rstrip(":") if message else ""
+    word = message.split(maxsplit=1)[0].rstrip(":").partition(".")[0] if message else ""
     known = word in {field.name for field in fields(Training)} or word in OTHERS
     return f"{dashes}{message}" if known else message
 
@@ -164,7 +165,7 @@ def usage() -> str:
 {manual.table(rows, dashes=True)}
   --output_dir FOLDER              (default rewards/KIND-K)
   --resume_from_checkpoint latest  goes on with the training in --output_dir that was stopped
-  --overwrite                      empties --output_dir first
+  --overwrite                      trains the reward in --output_dir anew
 """
 
 

@@ -86,25 +86,40 @@ def _jsonl(path: Path, column: str | None, key: str) -> Rows:
 
 
 def _csv(path: Path, column: str | None, key: str) -> Rows:
-    rows = cells(path, "\t" if path.suffix.lower() == ".tsv" else ",", key)
-    number, found = next(rows, (1, []))
-    header = [name.strip() for name in found]
+    number, header, rows = cells(path, key)
     with at(f"{key}: {path}:{number}"):
         chosen = column_of(header, column)
-        twice = {name for name in header if header.count(name) > 1}
-        if twice:
-            raise ValueError(f"more than one column is called {', '.join(sorted(map(repr, twice)))}: rename them.")
 
     def entry(row: Row) -> Entry:
-        if len(row) != len(header):
-            raise ValueError(f"{len(row)} cells, but {len(header)} columns: quote cells that hold the separator.")
-        named = dict(zip(header, row, strict=True))
-        return named.pop(chosen).strip(), named
+        cells = named(header, row)
+        return cells.pop(chosen).strip(), cells
 
     return collect(rows, entry, name=str(path), key=key)
 
 
-def cells(path: Path, delimiter: str, key: str) -> Iterator[tuple[int, Row]]:
+def cells(path: Path, key: str) -> tuple[int, Row, Iterator[tuple[int, Row]]]:
+    """Of a .csv or .tsv file: the header's line, the names in it, and the rows with their lines.
+
+    Errors: ValueError naming `key`, file and line.
+    """
+    rows = _cells(path, "\t" if path.suffix.lower() == ".tsv" else ",", key)
+    number, found = next(rows, (1, []))
+    header = [name.strip() for name in found]
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        names = ", ".join(sorted(map(repr, twice)))
+        raise ValueError(f"{key}: {path}:{number}: more than one column is called {names}: rename them.")
+    return number, header, rows
+
+
+def named(header: Row, row: Row) -> dict[str, str]:
+    """The cells of a row by their columns. Errors: ValueError where they are not equally many."""
+    if len(row) != len(header):
+        raise ValueError(f"{len(row)} cells, but {len(header)} columns: quote cells that hold the separator.")
+    return dict(zip(header, row, strict=True))
+
+
+def _cells(path: Path, delimiter: str, key: str) -> Iterator[tuple[int, Row]]:
     """(number of its last line, row), empty rows left out. Strict, or an open quote would swallow the rest."""
     lines = (f"{line}\n" for line in _text(path, key).split("\n"))
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tastemaker.prompts.entries import Entry, at, column_of, json_row, split_row
 from tastemaker.prompts.files import lines
@@ -40,6 +43,7 @@ def _of_file(place: Path) -> list[Entry]:
                 ties += 1
                 continue
             both = {one: _file(place.parent, rest.get(one), one) for one in BOTH}
+            check_content(rest, {rest[one]: file for one, file in both.items()})
             if both["winner"].samefile(both["loser"]):
                 raise ValueError(f"winner and loser are both {both['winner']}: name two pictures, or take it out.")
             found.append((text, {one: str(file) for one, file in both.items()}))
@@ -48,6 +52,25 @@ def _of_file(place: Path) -> list[Entry]:
     if not found:
         raise ValueError(f"path: {place} holds no pair.")
     return found
+
+
+def content(file: Path) -> str:
+    """What tells a picture from another of the same name: the beginning of its SHA-256."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def check_content(row: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Whether the files, by their names in a row, still hold what was voted on, where the row says what that was.
+
+    Errors: ValueError naming one that does not.
+    """
+    said = row.get("content")
+    for name, file in files.items():
+        if isinstance(said, Mapping) and said.get(name, found := content(file)) != found:
+            raise ValueError(
+                f"{file} is not the picture any more that was voted on: it was drawn anew. Take the line out, and give "
+                "new pictures another folder."
+            )
 
 
 def _file(folder: Path, name: object, role: str) -> Path:

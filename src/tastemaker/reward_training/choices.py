@@ -14,9 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tastemaker.prompts.entries import COLUMNS as PROMPTS
-from tastemaker.prompts.pairs import pairs
+from tastemaker.prompts.pairs import check_content, pairs
 from tastemaker.reward_training.settings import Columns
-from tastemaker.reward_training.tables import Embedded, Left, Read, Row, column, labels, number, picture, rows, text
+from tastemaker.reward_training.tables import (
+    Embedded,
+    Left,
+    Read,
+    Row,
+    column,
+    labels,
+    number,
+    picture,
+    place_of,
+    rows,
+    text,
+)
 
 VOTES = {"left": 1.0, "right": 0.0, "tie": 0.5}
 FIRSTS = ("jpg_0", "image_0", "picture_0", "left")
@@ -40,15 +52,17 @@ def read(data: str, *, columns: Columns, pictures: str = "", ties: str = "half",
     ties: `half` learns that neither is better, `leave_out` passes them over.
     Errors: ValueError naming `key`, and wrong rows by file and line.
     """
-    place = Path(data).expanduser()
-    folder = Path(pictures).expanduser() if pictures else None
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"pictures: there is no folder {folder}.")
+    columns.check(("prompt", "first", "second", "label"), "choices")
+    own = [name for name in ("first", "second", "label") if getattr(columns, name)]
+    if own and len(own) < 3:
+        raise ValueError(f"columns.{own[0]} stands alone: name first, second and label, all three.")
+    place, folder = place_of(data, pictures, key)
     make = _of_row(columns, folder, ties)
-    if place.is_dir():
+    if place.is_dir() and not any(place.glob("*.parquet")):
+        columns.check((), f"{place}, a folder of pairs,")
+        if pictures:
+            raise ValueError(f"pictures has no effect on {place}, whose folders hold the pictures: leave it out.")
         return labels(_of_folder(place, key), make, name=str(place), key=key)
-    if not place.is_file():
-        raise ValueError(f"{key}: there is no {place}.")
     return labels(rows(place, key), make, name=str(place), key=key)
 
 
@@ -76,6 +90,7 @@ class _of_row:
             raise Left
         prompt = text(cells[column(row, said.prompt, PROMPTS, "prompts", "--columns.prompt")], "the prompt")
         first, second = (picture(cells[name], self.folder or row.folder, name) for name in names)
+        check_content(cells, {cells[n]: f for n, f in zip(names, (first, second), strict=True) if isinstance(f, Path)})
         if first == second:
             raise ValueError(f"{names[0]} and {names[1]} are the same picture, {first}: there is nothing to choose.")
         return Choice(prompt, first, second, share, row.place)

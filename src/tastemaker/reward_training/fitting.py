@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,18 +20,21 @@ from torch import Tensor
 
 from tastemaker.evaluation.statistics import Interval
 from tastemaker.reward_training.bars import bar
+from tastemaker.reward_training.features import CHUNK
 from tastemaker.reward_training.settings import Training
 from tastemaker.rewards.head import Head
 
 STATE, CURSOR = "training.safetensors", "training.json"
+STATES = re.compile(r"\d+-training\.safetensors|\.\d+-training\.safetensors\.part|\.?training\.json(\.part)?")
 SAVED_EVERY = 10.0  # seconds
+MOST = 1.25  # times the share that is wanted for validation: a larger unit is passed over
 
 
 class Labels(Protocol):
     """What people said, N items of it, beside what a CLIP sees."""
 
     @property
-    def units(self) -> Sequence[Hashable]: ...  # [N]: items of one unit stand on one side of a split
+    def units(self) -> Sequence[tuple[Hashable, ...]]: ...  # [N]: what each is made of, for the split
 
     def begin(self, items: Tensor, hidden: int) -> Head: ...  # a head that knows nothing, standardised on these items
     def loss(self, head: Head, items: Tensor) -> Tensor: ...  # [n] of items [n]
@@ -50,27 +54,31 @@ class Split(NamedTuple):
 
 
 def split(labels: Labels, share: float, seed: int) -> Split:
-    """About `share` of the items for validation, whole units at a time, drawn by the seed; no side is empty.
+    """About `share` of the items for validation, both in an order that the seed draws.
 
-    Errors: ValueError where there are fewer than two units.
+    Units are drawn, and all items aside that a drawn one stands in, so that none of them is learned from. One that
+    would take far too many items is passed over. Errors: ValueError where no split leaves something on both sides.
     """
-    units = list(dict.fromkeys(labels.units))
-    if len(units) < 2:
+    members: dict[Hashable, list[int]] = {}
+    for item, units in enumerate(labels.units):
+        for unit in units:
+            members.setdefault(unit, []).append(item)
+    drawn, wanted = [*members], share * len(labels.units)
+    aside: set[int] = set()
+    for place in shuffled(len(drawn), seed, "split").tolist():
+        both = aside | set(members[drawn[place]])
+        if len(aside) < wanted and len(both) <= max(1.0, MOST * wanted):
+            aside = both
+    smallest = min(members.values(), key=len)
+    aside = aside or set(smallest)
+    if len(aside) == len(labels.units):
         raise ValueError(
             "data: all labels are of one picture or prompt: at least two are needed, one of them to measure by."
         )
-    order = [units[place] for place in shuffled(len(units), seed, "split").tolist()]
-    counts, wanted = Counter(labels.units), share * len(labels.units)
-    aside: set[Hashable] = set()
-    held = 0
-    for unit in order[:-1]:
-        if held >= wanted:
-            break
-        aside.add(unit)
-        held += counts[unit]
-    mask = torch.tensor([unit in aside for unit in labels.units])
-    train = (~mask).nonzero().flatten()
-    return Split(train[shuffled(len(train), seed, "labels")], mask.nonzero().flatten())
+    mask = torch.tensor([item in aside for item in range(len(labels.units))])
+    sides = ((~mask).nonzero().flatten(), mask.nonzero().flatten())
+    train, validation = (side[shuffled(len(side), seed, "labels")] for side in sides)
+    return Split(train, validation)
 
 
 class Epoch(NamedTuple):
@@ -84,8 +92,9 @@ class Epoch(NamedTuple):
 class Keeper:
     """Writes down where a training is, so that it can go on; nothing where there is no folder."""
 
-    def __init__(self, folder: Path | None, mark: str, *, every: float = SAVED_EVERY) -> None:
-        self.folder, self.mark, self.every, self.last = folder, mark, every, time.monotonic()
+    def __init__(self, folder: Path | None, mark: str, *, every: float | None = None) -> None:
+        self.folder, self.mark, self.last = folder, mark, time.monotonic()
+        self.every = SAVED_EVERY if every is None else every
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The last state. Errors: ValueError where it is of other labels or settings."""
@@ -118,13 +127,13 @@ class Keeper:
         self.forget(but=name)
 
     def forget(self, *, but: str = "") -> None:
-        """Removes what was written; the cursor too where nothing stays."""
+        """Removes what was written, halves too; the cursor where nothing stays."""
         if self.folder is None:
             return
         if not but:
             (self.folder / CURSOR).unlink(missing_ok=True)
-        for file in self.folder.glob(f"*-{STATE}"):
-            if file.name != but:
+        for file in self.folder.iterdir():
+            if STATES.fullmatch(file.name) and file.name not in (but, CURSOR):
                 file.unlink()
 
 
@@ -142,14 +151,21 @@ class Fit:
         self.best, self.best_at = _copied(head), 0
 
     def run(self, told: Callable[[Epoch], None] = lambda epoch: None) -> Head:
-        """Trains until it gets no better, and gives the best head. Goes on where the keeper has a state."""
+        """Trains until it gets no better, and gives the best head: the one that knows nothing, if no other is better.
+
+        Goes on where the keeper has a state. Errors: ValueError where the loss is not finite.
+        """
+        lowest = self._validated()
         self._resume()
+        lowest = self.epochs[self.best_at - 1].validation if self.best_at else lowest
         for number in bar(range(len(self.epochs) + 1, self.settings.epochs + 1), "epochs"):
             if number - 1 - self.best_at >= self.settings.patience:
                 break
             self.epochs.append(Epoch(number, self._pass(number), self._validated()))
-            if not self.best_at or self.epochs[-1].validation < self.epochs[self.best_at - 1].validation:
-                self.best, self.best_at = _copied(self.head), number
+            if not math.isfinite(sum(self.epochs[-1])):
+                raise ValueError(f"learning_rate {self.settings.learning_rate:g} is too high: the loss is not finite.")
+            if self.epochs[-1].validation < lowest:
+                lowest, self.best, self.best_at = self.epochs[-1].validation, _copied(self.head), number
             told(self.epochs[-1])
             self.keeper.save(*self._state())
         self.head.load_state_dict(self.best)
@@ -168,7 +184,9 @@ class Fit:
 
     @torch.no_grad()
     def _validated(self) -> float:
-        return float(self.labels.loss(self.head, self.split.validation).mean())
+        parts = torch.split(self.split.validation, CHUNK)  # type: ignore[no-untyped-call]
+        total = sum(float(self.labels.loss(self.head, part).double().sum()) for part in parts)
+        return total / len(self.split.validation)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"head.{name}": value for name, value in _copied(self.head).items()}

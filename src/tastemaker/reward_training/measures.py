@@ -37,12 +37,12 @@ def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray((ends - (count - 1) / 2)[place.reshape(-1)], dtype=np.float64)
 
 
-def accuracy(margins: Tensor, shares: Tensor, prompts: Sequence[Hashable]) -> Interval:
-    """Share of pairs whose preferred picture has the higher value, with its interval over prompts.
+def accuracy(margins: Tensor, shares: Tensor, units: Sequence[Hashable]) -> Interval:
+    """Share of pairs whose preferred picture has the higher value, with its bootstrap interval over units.
 
     margins [N]: value of the first less that of the second; shares [N]: how much the first is preferred. Ties of the
     voters are left out; equal values are half right.
     """
     right = np.sign(margins.double().numpy()) * np.sign(shares.double().numpy() - 0.5)
     found = np.where(shares.numpy() == 0.5, np.nan, (right + 1) / 2)
-    return bootstrap(found, prompts, key="accuracy")
+    return bootstrap(found, units, key="accuracy")

@@ -18,7 +18,7 @@ from tastemaker.prompts.entries import COLUMNS as PROMPTS
 from tastemaker.prompts.files import lines
 from tastemaker.prompts.pairs import ENDINGS
 from tastemaker.reward_training.settings import Columns
-from tastemaker.reward_training.tables import Embedded, Read, Row, column, labels, number, picture, rows, text
+from tastemaker.reward_training.tables import Embedded, Read, Row, column, labels, number, picture, place_of, rows, text
 
 IMAGES = ("image", "file_name", "file", "picture", "path", "filename", "jpg")
 RATINGS = ("rating", "score", "mean", "label", "stars", "aesthetic_score")
@@ -40,20 +40,18 @@ def read(data: str, *, columns: Columns, pictures: str = "", key: str = "data") 
 
     Errors: ValueError naming `key`, and wrong rows by file and line.
     """
-    place = Path(data).expanduser()
-    folder = Path(pictures).expanduser() if pictures else None
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"pictures: there is no folder {folder}.")
-    if place.is_dir():
-        table = next((place / name for name in TABLES if (place / name).is_file()), None)
-        if table is None:
-            return labels(_of_folders(place, key), _of_row(Columns(), None), name=str(place), key=key)
-        place = table
-    if not place.is_file():
-        raise ValueError(f"{key}: there is no {place}.")
-    if place.suffix.lower() == ".txt":
-        return labels(_of_ava(place, folder, key), _of_row(Columns(), None), name=str(place), key=key)
-    return labels(rows(place, key), _of_row(columns, folder), name=str(place), key=key)
+    columns.check(("prompt", "image", "rating"), "ratings")
+    place, folder = place_of(data, pictures, key)
+    table = next((place / name for name in TABLES if (place / name).is_file()), place)
+    if table.is_dir() and not any(table.glob("*.parquet")):
+        columns.check((), f"{place}, a folder of folders,")
+        if pictures:
+            raise ValueError(f"pictures has no effect on {place}, whose folders hold the pictures: leave it out.")
+        return labels(_of_folders(place, key), _of_row(columns, None), name=str(place), key=key)
+    if table.suffix.lower() == ".txt":
+        columns.check((), f"{table}, AVA's list,")
+        return labels(_of_ava(table, folder, key), _of_row(columns, None), name=str(table), key=key)
+    return labels(rows(table, key), _of_row(columns, folder), name=str(table), key=key)
 
 
 class _of_row:
@@ -67,7 +65,8 @@ class _of_row:
         rating = column(row, self.columns.rating, RATINGS, "ratings", "--columns.rating")
         prompt = self.columns.prompt or next((name for name in PROMPTS if name in row.cells), "")
         if prompt:
-            prompt = text(row.cells[column(row, prompt, (), "prompts", "--columns.prompt")], prompt)
+            found = row.cells[column(row, prompt, (), "prompts", "--columns.prompt")]
+            prompt = text(found, prompt) if found not in (None, "") else ""  # those who read it ask for it
         value = number(row.cells[rating], rating)
         return Rating(picture(row.cells[image], self.folder or row.folder, image), value, prompt, row.place)
 

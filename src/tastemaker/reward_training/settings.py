@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from tastemaker.rewards import preprocess, weights
 from tastemaker.rewards.facts import CLIP_LARGE
-from tastemaker.rewards.head import PARTS, READING
+from tastemaker.rewards.head import PARTS
 
 Part = Literal["picture", "tokens", "words", "cosine"]
 LOOKS: tuple[Part, ...] = ("picture", "tokens")
@@ -24,6 +26,12 @@ class Columns:
     first: str = ""  # of choices: the first picture's file
     second: str = ""  # of choices: the second's
     label: str = ""  # of choices: from 0 to 1, how much the first is preferred
+
+    def check(self, used: Sequence[str], what: str) -> None:
+        """Errors: ValueError for a column that was named and has no meaning there."""
+        for field_ in fields(self):
+            if getattr(self, field_.name) and field_.name not in used:
+                raise ValueError(f"columns.{field_.name} has no effect on {what}: leave it out.")
 
 
 @dataclass(frozen=True)
@@ -60,19 +68,15 @@ class Training:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation is {self.validation:g}; it is a share, above 0 and below 1.")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            name = "weight_decay" if self.learning_rate > 0 else "learning_rate"
-            raise ValueError(f"{name} is {getattr(self, name):g}; it is above 0.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate:g}; it is above 0.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay:g}; it is 0 or more.")
         for name in ("features", "curve"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} is {','.join(map(str, getattr(self, name)))}; each stands there once.")
         if any(count < 2 for count in self.curve):
             raise ValueError(f"curve is {','.join(map(str, self.curve))}; numbers of labels, 2 and more.")
-
-    @property
-    def reads(self) -> bool:
-        """Whether the head reads prompts."""
-        return not READING.isdisjoint(self.features)
 
 
 assert set(LOOKS) <= set(PARTS)

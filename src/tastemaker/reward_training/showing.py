@@ -39,7 +39,7 @@ def curves(
 def extremes(head: Head, material: Material, folder: Path) -> None:
     """The pictures of the labels that the reward likes best, those in the middle, and those it likes least."""
     with torch.no_grad():
-        values = head(material.rows)
+        values = torch.cat([head(part) for one in material.rows for part in one.chunks(torch.arange(len(one)))])
     first = {picture: place for place, picture in reversed([*enumerate(material.pictures)])}
     order = sorted(first.values(), key=lambda place: -float(values[place]))
     across = min(ACROSS, max(1, len(order) // 3))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tastemaker.prompts.entries import json_row
-from tastemaker.prompts.files import cells, lines
+from tastemaker.prompts.files import cells, lines, named
 
 FORMS = ".csv, .tsv, .jsonl or .parquet"
 TOLD = 5  # wrong rows that a message names
@@ -36,12 +36,32 @@ class Read(NamedTuple):
     passed_over: int
 
 
+def place_of(data: str, pictures: str, key: str) -> tuple[Path, Path | None]:
+    """The labels' file or folder, and the folder that files are named from, if it is another.
+
+    Errors: ValueError where they are not there.
+    """
+    place, folder = Path(data).expanduser().resolve(), Path(pictures).expanduser().resolve() if pictures else None
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"pictures: there is no folder {folder}.")
+    if not place.exists():
+        raise ValueError(f"{key}: there is no {place}.")
+    return place, folder
+
+
 def rows(path: Path, key: str) -> Iterator[Row]:
-    """The rows of a file, in order. Errors: ValueError naming `key`, the file, and the line."""
+    """The rows of a file, or of a folder's .parquet files, in order.
+
+    Errors: ValueError naming `key`, the file, and the line.
+    """
+    if path.is_dir():
+        for shard in sorted(path.glob("*.parquet")):
+            yield from _parquet(shard, key)
+        return
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{key}: {path} is no file that is read: give {FORMS}, or a folder.")
-    return reader(path, key)
+    yield from reader(path, key)
 
 
 def labels(found: Iterable[Row], make: Callable[[Row], Label], *, name: str, key: str) -> Read:
@@ -58,8 +78,7 @@ def labels(found: Iterable[Row], make: Callable[[Row], Label], *, name: str, key
             bad += 1
             wrong += [f"{row.place}: {error}"] if len(wrong) < TOLD else []
     if bad:
-        more = f"\n... and {bad - len(wrong)} more rows" if bad > len(wrong) else ""
-        raise ValueError(f"{key}: " + "\n".join(wrong) + more)
+        raise ValueError(told(key, wrong, bad))
     if not made:
         raise ValueError(
             f"{key}: {name} holds no label: " + ("all rows are passed over." if passed else "it is empty.")
@@ -67,19 +86,19 @@ def labels(found: Iterable[Row], make: Callable[[Row], Label], *, name: str, key
     return Read(made, passed)
 
 
+def told(key: str, wrong: Sequence[str], count: int) -> str:
+    """A message of the first wrong rows, and how many more there are."""
+    more = f"\n... and {count - len(wrong)} more rows" if count > len(wrong) else ""
+    return f"{key}: " + "\n".join(wrong) + more
+
+
 def _csv(path: Path, key: str) -> Iterator[Row]:
-    found = cells(path, "\t" if path.suffix.lower() == ".tsv" else ",", key)
-    _, header = next(found, (1, []))
-    names = [name.strip() for name in header]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{key}: {path}:1: two columns have one name: {', '.join(names)}.")
+    _, header, found = cells(path, key)
     for number, row in found:
-        if len(row) != len(names):
-            raise ValueError(
-                f"{key}: {path}:{number}: {len(row)} cells, but {len(names)} columns: quote cells that hold the "
-                "separator."
-            )
-        yield Row(f"{path}:{number}", path.parent, dict(zip(names, row, strict=True)))
+        try:
+            yield Row(f"{path}:{number}", path.parent, named(header, row))
+        except ValueError as error:
+            raise ValueError(f"{key}: {path}:{number}: {error}") from error
 
 
 def _jsonl(path: Path, key: str) -> Iterator[Row]:
@@ -95,27 +114,32 @@ class Embedded(NamedTuple):
     """A picture that is a cell of a .parquet file; read when it is asked for."""
 
     file: Path
+    written: int  # when, in nanoseconds: a file that is written anew is another
     group: int
     row: int
     column: str
 
     def read_bytes(self) -> bytes:
-        found = _group(self.file, self.group, self.column)[self.row]
-        return bytes(found["bytes"] if isinstance(found, Mapping) else found)
+        found = _group(self.file, self.written, self.group, self.column)[self.row]
+        held = found.get("bytes") if isinstance(found, Mapping) else found
+        if held is None:
+            raise ValueError(f"{self} holds no picture.")
+        return bytes(held)
 
     def __str__(self) -> str:
         return f"{self.file} ({self.column}, row {self.row + 1} of group {self.group + 1})"
 
 
 def _parquet(path: Path, key: str) -> Iterator[Row]:
-    number, opened = 0, _opened(path, key)
+    number, opened, written = 0, _opened(path, key), path.stat().st_mtime_ns
+    schema = opened.schema_arrow
+    pictures = [name for name in schema.names if _holds_pictures(schema, name)]
+    columns = [name for name in schema.names if name not in pictures]
     for group in range(opened.num_row_groups):
-        columns = [name for name in opened.schema_arrow.names if not _holds_pictures(opened.schema_arrow, name)]
-        pictures = [name for name in opened.schema_arrow.names if name not in columns]
         for place, row in enumerate(opened.read_row_group(group, columns=columns).to_pylist()):
             number += 1
-            cells = {**row, **{name: Embedded(path, group, place, name) for name in pictures}}
-            yield Row(f"{path}: row {number}", path.parent, cells)
+            held = {name: Embedded(path, written, group, place, name) for name in pictures}
+            yield Row(f"{path}: row {number}", path.parent, {**row, **held})
 
 
 def _holds_pictures(schema: Any, name: str) -> bool:
@@ -138,7 +162,7 @@ def _opened(path: Path, key: str = "data") -> Any:
 
 
 @lru_cache(maxsize=4)  # neighbours in a file are asked for one after the other, two columns a row
-def _group(path: Path, group: int, column: str) -> Sequence[Any]:
+def _group(path: Path, written: int, group: int, column: str) -> Sequence[Any]:
     found: Sequence[Any] = _opened(path).read_row_group(group, columns=[column])[column].to_pylist()
     return found
 
@@ -173,10 +197,10 @@ def number(found: Any, what: str) -> float:
     """A cell that is a number. Errors: ValueError for what is none, and for nan and infinity."""
     try:
         value = math.nan if isinstance(found, bool) or found is None else float(found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{what} is {found!r}; it is a number.")
+        raise ValueError(f"{what} is {found!r:.60}; it is a number.")
     return value
 
 
@@ -186,9 +210,13 @@ def picture(found: Any, folder: Path, what: str) -> Path | Embedded:
         return found
     if not isinstance(found, str) or not found.strip():
         raise ValueError(f"{what} is {found!r:.60}; it is the name of a file.")
-    file = folder / Path(found.strip()).expanduser()
-    if not file.is_file():
-        raise ValueError(f"{what}: there is no file {file}.")
+    try:
+        file = folder / Path(found).expanduser()
+        there = file.is_file()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, somebody who has no home
+        there = False
+    if not there:
+        raise ValueError(f"{what}: there is no file {str(folder / found):.300}.")
     return file
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 
 from tastemaker.evaluation.statistics import Interval
 from tastemaker.reward_training import showing
-from tastemaker.reward_training.features import Cache, Eye
-from tastemaker.reward_training.fitting import CURSOR, STATE, Epoch, Fit, Keeper, Labels, Split, split
-from tastemaker.reward_training.material import Material, gathered, parts_of, read
+from tastemaker.reward_training.features import Eye
+from tastemaker.reward_training.fitting import Epoch, Fit, Keeper, Labels, Split, split
+from tastemaker.reward_training.material import Material, apart, gathered, parts_of, read
 from tastemaker.reward_training.settings import Training
-from tastemaker.rewards.head import Head, Looking
+from tastemaker.rewards.head import Head
 from tastemaker.rewards.trained import CARD, HEAD, KINDS, SCHEMA
+from tastemaker.rewards.weights import BUILT_IN
 
 OURS = (CARD, HEAD, *showing.FILES)  # what a training writes
-STATES = (STATE, CURSOR, ".part")  # ends of the names of files that say where it is
 
 
 class Point(NamedTuple):
@@ -47,37 +47,45 @@ class Taught(NamedTuple):
 
 
 def teach(
-    kind: str,
-    settings: Training,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    version: str = "",
-    keeper: Callable[[Path, str], Keeper] = Keeper,
+    kind: str, settings: Training, folder: Path, *, device: str = "cpu", version: str = "", anew: bool = False
 ) -> Taught:
     """Trains a reward of a kind, `regression` or `preference`, and writes it to the folder, which is there.
 
-    A training that was stopped goes on where `folder` holds its state; the mark of labels and settings must be its.
-    Errors: ValueError for labels, pictures or networks that will not do, before anything is written.
+    A training that was stopped goes on where the folder holds its state, unless it is to begin `anew`; labels and
+    settings must be its. Errors: ValueError for labels, pictures or networks that will not do, before anything is
+    written, and where nothing could be learned.
     """
     assert kind in KINDS, kind
-    settings = replace(settings, features=parts_of(kind, settings))
+    settings = replace(settings, features=parts_of(kind, settings), model=_placed(settings.model))
     found = read(kind, settings, settings.data, "data")
     further = read(kind, settings, settings.test, "test") if settings.test else None
     network = Eye(settings.model, settings.revision, settings.dtype, device, settings.preprocess)
-    cache = Cache(settings.cache, network)
-    material = gathered(kind, settings, found, network, cache, "data")
-    tested = gathered(kind, settings, further, network, cache, "test") if further else None
+    material = gathered(kind, settings, found, network, "data")
+    tested = gathered(kind, settings, further, network, "test") if further else None
+    if tested is not None:
+        apart(material, tested)
     halves = split(material.labels, settings.validation, settings.seed)
-    fit = Fit(material.labels, halves, settings, keeper(folder, material.mark))
+    keeper = Keeper(folder, material.mark)
+    if anew:
+        keeper.forget()
+    fit = Fit(material.labels, halves, settings, keeper)
     head = fit.run()
+    if not fit.best_at:
+        raise ValueError(f"data: nothing could be learned: no head tells the {len(halves.validation)} labels that were "
+                         "kept aside better than one that knows nothing.")  # fmt: skip
     own, test = material.labels.measure(head, halves.validation), _measured(tested, head)
     curve = [*_curve(material.labels, tested, halves, settings), Point(halves.size, test or own)]
     about = (fit.epochs, fit.best_at, material.split_by, material.passed_over)
     taught = Taught(folder, kind, halves.size, own, test, curve, *about)
     _write(taught, settings, head, network, material, version)
-    fit.keeper.forget()
+    keeper.forget()
     return taught
+
+
+def _placed(model: str) -> str:
+    """A network that lies on this machine, from wherever it is asked for."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() and model not in BUILT_IN else model
 
 
 def _curve(labels: Labels, tested: Material | None, halves: Split, settings: Training) -> list[Point]:
@@ -86,11 +94,11 @@ def _curve(labels: Labels, tested: Material | None, halves: Split, settings: Tra
     for count in sorted(settings.curve):
         if count >= halves.size:
             break
-        aside = max(1, round(settings.validation * count))
+        aside = min(max(1, round(settings.validation * count)), len(halves.validation))
         few = Split(halves.train[: count - aside], halves.validation[:aside])
         try:
             head = Fit(labels, few, settings, Keeper(None, "")).run()
-        except ValueError:  # these few are all ties, or all the same
+        except ValueError:  # these few are all ties, or all the same, or too few to be apart
             continue
         found.append(Point(count, _measured(tested, head) or labels.measure(head, halves.validation)))
     return found
@@ -102,7 +110,7 @@ def _measured(tested: Material | None, head: Head) -> dict[str, Interval] | None
     return tested.labels.measure(head, torch.arange(len(tested.labels.units)))
 
 
-def _write(taught: Taught, settings: Training, head: Head, network: Looking, material: Material, version: str) -> None:
+def _write(taught: Taught, settings: Training, head: Head, network: Eye, material: Material, version: str) -> None:
     """The card last: a folder without it is no reward."""
     folder = taught.folder
     (folder / CARD).unlink(missing_ok=True)

@@ -90,6 +90,7 @@ def named(spec: Any, *, key: str = "reward") -> "NamedReward":
     if is_sum(spec):
         return _load(_LAZY["adapt"])(_load(_LAZY["Sum"])(spec, key=key))
     settings: dict[str, Any] = {}
+    spec = str(spec) if isinstance(spec, Path) else spec
     if isinstance(spec, Mapping):
         settings = dict(spec)
         spec = settings.pop("name", None)

@@ -119,9 +119,9 @@ FACTS: dict[str, Facts] = {
     "rotation_invariance": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
     "thumbnail": Facts((CLIP_LARGE,), "MIT", "Black et al. 2023, arXiv:2305.13301"),
     "trained": Facts(
-        (CLIP_LARGE,),
-        "that of its network and of the labels",
+        (),
+        "that of the network and of the labels that it was trained on",
         "Radford et al. 2021, arXiv:2103.00020, or the network that it was trained on",
-        small=_SMALL,
+        held="are its folder's, and those of the CLIP that it was trained on",
     ),
 }

@@ -12,7 +12,7 @@ value = middle + scale * layers((row - mean) / spread)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,9 +90,16 @@ class Head(nn.Module):
     middle: Tensor
     scale: Tensor
 
-    def fit_to(self, rows: Tensor) -> None:
-        """Learns mean and spread of rows [N,F]; a number that never varies is passed over."""
-        spread, mean = torch.std_mean(rows.double(), 0, correction=0)
+    def fit_to(self, parts: Iterable[Tensor]) -> None:
+        """Learns mean and spread of rows, which come in parts [n,F]; a number that never varies is passed over."""
+        count, mean, squares = 0, torch.zeros_like(self.mean).double(), torch.zeros_like(self.mean).double()
+        for part in parts:  # Chan, Golub & LeVeque 1983: means and squares of two sets as those of both
+            apart = part.double().mean(0) - mean
+            squares += ((part.double() - part.double().mean(0)) ** 2).sum(0)
+            squares += apart**2 * count * len(part) / (count + len(part))
+            mean += apart * len(part) / (count + len(part))
+            count += len(part)
+        spread = (squares / count).sqrt()
         self.mean.copy_(mean)
         # Below float's own noise nothing is told apart: such a number counts for nothing, and not for everything.
         self.spread.copy_(torch.where(spread > 1e-5 * (mean.abs() + 1e-3), spread, torch.inf))

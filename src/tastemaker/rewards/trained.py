@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ _NETWORK = ("model", "revision", "preprocess")
 
 @dataclass(frozen=True)
 class Trained(Looking):
-    """What `tastemaker train-reward` learned from ratings or choices: `--reward FOLDER`. Has a gradient.
+    """What `tastemaker train-reward` learned from ratings or choices: `--reward FOLDER`, its folder. Has a gradient.
 
     value [B] = head(what a CLIP sees of the picture, and of its prompt if the folder says so)
 
@@ -39,12 +40,18 @@ class Trained(Looking):
     preprocess: str = ""
     """How pictures are resized; as in training unless it is said."""
 
+    content: str = field(init=False, default="")  # of the folder: one that is trained anew is another reward
+
     name: ClassVar[str] = "trained"
 
     def __post_init__(self) -> None:
         if not self.folder:
             raise ValueError("folder is missing: name what `tastemaker train-reward` wrote, --reward FOLDER.")
-        known = self.card["network"]
+        known, place = self.card["network"], Path(self.folder).expanduser()
+        if not (place / HEAD).is_file():
+            raise ValueError(f"{self.folder} holds no {HEAD}: its training has not ended, or did not write it.")
+        content = hashlib.sha256((place / CARD).read_bytes() + (place / HEAD).read_bytes())
+        object.__setattr__(self, "content", content.hexdigest()[:16])
         for name in _NETWORK:
             same = name != "revision" or self.model in ("", known["model"])  # a commit of one is none of another
             if not getattr(self, name) and same:
@@ -59,14 +66,22 @@ class Trained(Looking):
     @cached_property
     def _tensors(self) -> tuple[Head, Tensor]:
         file = Path(self.folder).expanduser() / HEAD
-        if not file.is_file():
-            raise ValueError(f"{self.folder} holds no {HEAD}: its training has not ended, or did not write it.")
         state = weights.read(file, reward=self.name)
         try:
             probe = state.pop("probe")
             return Head.of(state), probe
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{self.folder}: {file.name} is no head of a reward: {error}") from error
+
+    @cached_property
+    def _place(self) -> Path:
+        wanted = weights.source(self.model, self.published, self.revision)
+        try:
+            return weights.find(wanted, reward=self.name)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder} looks through {self.model}: {error} Say where it is: --reward.model."
+            ) from error
 
     @property
     def _reads(self) -> bool:
@@ -89,7 +104,7 @@ class Trained(Looking):
                 f"model {self.model} with preprocess={self.preprocess} does not see what the network saw that "
                 f"{self.folder} was trained on ({self.card['network']['model']}): give that one with --reward.model."
             )
-        network.add_module("taste", head.requires_grad_(False).eval())
+        network.add_module("taste", head.requires_grad_(False).eval().to(network.device))
         return network
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

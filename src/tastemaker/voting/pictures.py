@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tastemaker.prompts.entries import at, column_of, fault, json_row
-from tastemaker.prompts.files import cells, lines
+from tastemaker.prompts.files import cells, lines, named
 
 SAMPLES = "samples.jsonl"  # left by train, sample and evaluate
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -112,12 +112,11 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _cells(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    rows = cells(path, ",", "PLACE")
-    header = [name.strip() for name in next(rows, (1, []))[1]]
+    _, header, rows = cells(path, "PLACE")
     for number, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path}:{number}: {len(row)} cells, but {len(header)} columns: quote cells with commas.")
-        yield number, dict(zip(header, row, strict=True))
+        with at(f"{path}:{number}"):
+            found: dict[str, object] = dict(named(header, row))
+        yield number, found
 
 
 def _folders(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from tastemaker.prompts.entries import at
+from tastemaker.prompts.pairs import check_content, content
 from tastemaker.voting.pictures import Picture, pictures, settled
 from tastemaker.voting.places import places as folders_of
 from tastemaker.voting.plan import Duo, Shown, plan
@@ -153,6 +155,7 @@ class Session:
         row: Row = {"prompt": pair.prompt, "left": self._name(pair.left), "right": self._name(pair.right), "vote": vote}
         if vote != "tie":
             row["winner"], row["loser"] = chosen(row)
+        row["content"] = {row[side]: content(file) for side, file in (("left", pair.left), ("right", pair.right))}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return row | {"seconds": seconds, "seed": self.seed, "pair": pair.number, "time": now}
 
@@ -176,6 +179,8 @@ def _voted(file: VotesFile, found: Sequence[Picture], two: bool) -> Iterator[tup
         left, right = (known.get((row["prompt"], _whole(file, row[side]))) for side in ("left", "right"))
         if left is None or right is None or (two and left.place == right.place):
             continue
+        with at(f"{file.path}: the vote on {row['left']} and {row['right']}"):
+            check_content(row, {row["left"]: left.file, row["right"]: right.file})
         shown = Shown(left, right)
         if shown.duo not in seen:
             seen.add(shown.duo)
