@@ -13,7 +13,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check test-browser test-gpu leaderboard lessons
+.PHONY: help install demo test check faults test-browser test-gpu leaderboard lessons
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
@@ -31,6 +31,11 @@ check: $(READY)  ## format, lint and types, then the tests
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
+
+# With a soak and a process that hangs; each mutation is a process of its own (docs/reliability.md).
+faults: $(READY)  ## the fault matrix with its slow tests, then mutations that its tests have to find (minutes)
+	$(PYTEST) $(PARALLEL) -m "not gpu and not browser" tests/faults tests/properties tests/trajectories
+	$(BIN)/python tests/faults/mutations.py
 
 ROWS ?= all
 leaderboard: $(READY)  ## make the runs of the learning protocol that are missing (hours), and write docs/leaderboard.md

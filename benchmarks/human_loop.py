@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ PROMPTS = {"shapes": 120, "shapes_heldout": 40}  # of the two sets
 COUNTS = (100, 500, 2000)
 LINES = RESULTS / "human_loop.jsonl"
 WAYS = {
-    "reward": ["shapes_awm", "--reward"],
+    "reward": ["shapes_awm", "--algorithm.iterations", "8", "--reward"],
     "direct": ["shapes_diffusion_dpo", "--algorithm.pairs", "given", "--algorithm.per_prompt", "1",
                "--algorithm.iterations", "30", "--algorithm.learning_rate", "6e-3", "--prompts", "pairs", "--reward"],
 }  # fmt: skip
@@ -52,12 +53,15 @@ WAYS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("labels", "loop"), required=True)
+    parser.add_argument("--part", choices=("labels", "loop", "table"), required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--folder", type=Path, default=Path("runs/human"))
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--controls", action="store_true", help="the coin's votes instead of the voter's")
     found = parser.parse_args()
+    if found.part == "table":
+        print(table([json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]))
+        return
     for seed in map(int, found.seeds.split(",")):
         place = found.folder / f"{found.part}-{seed}"
         lines = (
@@ -69,6 +73,34 @@ def main() -> None:
             with LINES.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "seed": seed, "machine": machine()}) + "\n")
             print(json.dumps(line))
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """The last line of every way, seed and control, and the learning curves, in Markdown."""
+    last = {(one["way"], one["control"], one["seed"]): one for one in lines if one["part"] == "loop"}
+    rows = ["| way | seed | votes for the tuned model | ties | count, colour, shape in % |", "|---|---|---|---|---|"]
+    for (way, control, seed), one in sorted(last.items()):
+        name = f"{way}{', coins for votes' if control else ''}"
+        if "refused" in one:
+            rows.append(f"| {name} | {seed} | no reward: nothing could be learned | | |")
+            continue
+        share, (base, tuned) = one["preferred"], one["oracle"].values()
+        before, after = (", ".join(f"{100 * part:.0f}" for part in model.values()) for model in (base, tuned))
+        told = " [{:.0f}, {:.0f}]".format(*(100 * share[end] for end in ("low", "high")))
+        rows.append(
+            f"| {name} | {seed} | {100 * share['mean']:.0f} %{told} of {share['votes']} | {share['ties']} "
+            f"| {before} -> {after} |"
+        )
+    rows += [
+        "",
+        "| labels | " + " | ".join(f"{count:,}" for count in COUNTS) + " | the rule itself |",
+        "|---|" + "---|" * 4,
+    ]
+    for one in lines:
+        if one["part"] == "labels":
+            cells = [f"{p['mean']:.3f} [{p['low']:.3f}, {p['high']:.3f}]" for p in one["curve"]]
+            rows.append(f"| {one['kind']} | {' | '.join(cells)} | {one['rule']:.3f} |")
+    return "\n".join(rows)
 
 
 # ---- pictures
@@ -193,6 +225,7 @@ def loop(place: Path, seed: int, ways: Sequence[str], *, coin: bool) -> Iterator
 
 def judged(run: Path, place: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """How often the voter prefers the tuned model's pictures, and what the oracle reads on both."""
+    shutil.rmtree(place, ignore_errors=True)  # votes on pictures that were drawn before count for nothing
     _must(["evaluate", str(run), "--rewards", "shapes_alignment", "--evaluation.prompts", "shapes_heldout",
            "--evaluation.count", "40", "--evaluation.images_per_prompt", str(JUDGED), "--evaluation.steps", str(STEPS),
            "--evaluation.guidance", str(GUIDANCE), "--seed", str(1000 + seed), "--lpips_weights", "off",

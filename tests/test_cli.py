@@ -64,7 +64,7 @@ def test_version_and_the_list_of_commands(run: Run) -> None:
         ("explain ddpoo", "nothing is called 'ddpoo'.  Did you mean `ddpo`?"),
         ("explain learning_rte", "nothing is called 'learning_rte'.  Did you mean `learning_rate`?"),
         ("explain a b", "tastemaker explain takes one name and no flags; found a b."),
-        ("doctor now", "tastemaker doctor takes no words and no flags; found now."),
+        ("doctor now", "tastemaker doctor takes no words, only flags; found now."),
     ],
 )
 def test_a_users_error_is_one_message_and_code_2(run: Run, line: str, said: str) -> None:

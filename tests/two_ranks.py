@@ -29,13 +29,14 @@ def left_by(script: str, factory: pytest.TempPathFactory, *words: str, seconds: 
     return folder
 
 
-def _run(words: list[str], seconds: int) -> None:
+def started(words: list[str]) -> list[subprocess.Popen[str]]:
+    """Both ranks of `script WORDS`, under way; whoever asks waits for them and kills what is left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     paths = os.pathsep.join([*map(str, SOURCES), os.environ.get("PYTHONPATH", "")])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-W", "error", *words],
             env=os.environ | common | {"PYTHONPATH": paths, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -45,6 +46,10 @@ def _run(words: list[str], seconds: int) -> None:
         )
         for rank in range(2)
     ]
+
+
+def _run(words: list[str], seconds: int) -> None:
+    processes = started(words)
     try:
         output = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:

@@ -25,7 +25,7 @@ COMMANDS = {
     "serve-reward": ("tastemaker.commands.serve_reward", "a reward for other processes and machines"),
     "sweep": ("tastemaker.commands.sweep", "a recipe over values of a setting and over seeds, side by side"),
     "explain": ("tastemaker.commands.explain", "what an algorithm, recipe, reward or setting is, with defaults"),
-    "doctor": ("tastemaker.commands.doctor", "versions, devices, and what is missing"),
+    "doctor": ("tastemaker.commands.doctor", "versions, devices, what is missing; and checks on a model"),
 }
 
 

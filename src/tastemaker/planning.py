@@ -21,6 +21,7 @@ from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import HELD_OUT, source
+from tastemaker.reports import secrets
 from tastemaker.rewards.terms import as_text
 from tastemaker.settings import RunSettings
 
@@ -164,9 +165,9 @@ def refuse_change(resolved: Resolved, config_file: Path, dashes: str) -> None:
             continue  # a setting that is younger than that run, at what it was before there was a choice
         found = found.get(last) if isinstance(found, Mapping) else None
         if found != value:
-            home = config_file.parent
+            home, (now, then) = config_file.parent, (secrets.cleaned({last: one})[last] for one in (value, found))
             raise ValueError(
-                f"{dashes}{path} is {_short(value)}, but the run in {home} was made with {_short(found)}: go on with "
+                f"{dashes}{path} is {_short(now)}, but the run in {home} was made with {_short(then)}: go on with "
                 f"that, or begin another run in another {dashes}output_dir."
             )
 
@@ -181,7 +182,7 @@ def show(
     """Prints settings with their origins, the arithmetic, and what it needs of memory."""
     console = Console(highlight=False, soft_wrap=True)
     settings = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for path, value in leaves(tree):
+    for path, value in leaves(secrets.cleaned(tree)):  # terminals are logged
         by = origin.get(path, "")
         if path.startswith("algorithm.") or by not in ("default", ""):
             settings.add_row(path, _short(value), f"[dim]{by}[/dim]")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tastemaker import config, devices, fitting, folder, planning, provision
-from tastemaker.build import attribute
+from tastemaker import config, devices, fitting, folder, planning, provision, refusals
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
-from tastemaker.exports import hub
 from tastemaker.plan import Plan
-from tastemaker.policy.facts import guiding_of
+from tastemaker.policy.facts import Guiding, guiding_of
 from tastemaker.policy.load import BUILT_IN, load
 from tastemaker.policy.load import folder as model_folder
 from tastemaker.policy.policy import Exportable
@@ -25,7 +22,6 @@ from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
-from tastemaker.reports import trackers
 from tastemaker.rewards import gradient, named
 from tastemaker.rewards.combine import apart
 from tastemaker.rewards.recorded import Recorded
@@ -65,85 +61,82 @@ class Parts:
         return [self.reward.reward, *self.held_out]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a user wrote, with every name looked up, checked as far as that goes without the model."""
+
+    resolved: config.Resolved
+    dashes: str
+    home: Path | None  # the model's folder, where it is one
+    device: torch.device
+    reward: NamedReward
+    prompts: PromptSource
+    guiding: Guiding
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Errors of the algorithm inside name its settings as they were typed."""
+        return self.resolved.where.naming(self.resolved.algorithm)
+
+
 def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     """Resolves, refuses, loads, plans, and prints the plan. Errors: ValueError that names the setting as typed."""
+    wanted = read(target, flags, spelling=spelling)
+    resolved, run, dashes, device = wanted.resolved, wanted.resolved.run, wanted.dashes, wanted.device
+    world = World.here(str(device))
+    held_out = _held_out(run, wanted.reward, f"{dashes}held_out_rewards")
+    read_by_alarms(run, held_out, dashes)
+    judged = planning.judged_prompts(run, wanted.prompts, key=f"{dashes}evaluation.prompts")
+    chosen = _folder(resolved, wanted.home, wanted.reward.name) if world.rank == 0 else None
+    output = Path(world.broadcast_text(str(chosen) if chosen else None))
+    refusals.refuse(resolved, output, dashes)
+    if not run.dry_run:
+        load_networks([wanted.reward, *held_out])  # what they lack is told of before gigabytes are fetched
+    with wanted.naming():
+        fitted, limit, words = fitting.within(resolved, device)
+    if world.rank == 0:
+        planning.announce(provision.needs(resolved, fitted, device, output))
+    policy, plan, optimizer = make(wanted, fitted, limit, world.size)
+    resolved = fitting.decided(resolved, fitted, plan)
+    if world.rank == 0:
+        needed = fitting.table(resolved, fitted, plan, device)
+        planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
+    reward, prompts = Recorded(wanted.reward), wanted.prompts
+    parts = Parts(resolved, dashes, world, policy, optimizer, reward, held_out, prompts, judged, plan, output)
+    return parts if run.dry_run else _tried(parts)
+
+
+def read(target: Any, flags: dict[str, Any], *, spelling: str) -> Wanted:
+    """Resolves and refuses. Errors: ValueError that names the setting as typed."""
     model = config.asked(target, flags).get("model")
     home = model_folder(model) if isinstance(model, str) else None
     resolved = config.resolve(target, flags, config.brought(model), spelling=spelling)
     run, algorithm, dashes = resolved.run, resolved.algorithm, "--" if spelling == "flag" else ""
-    naming = partial(resolved.where.naming, algorithm)
     device = torch.device(devices.pick(run.device))
-    world = World.here(str(device))
-    _refuse_reward(resolved, dashes)
-    reward = named(run.reward, key=_spelled("reward", resolved, dashes))
-    _refuse_comparison(resolved, reward, dashes)
-    with naming():
+    refusals.refuse_reward(resolved, dashes)
+    reward = named(run.reward, key=refusals.spelled("reward", resolved, dashes))
+    refusals.refuse_comparison(resolved, reward, dashes)
+    with resolved.where.naming(algorithm):
         algorithm.check_reward(reward)
-    held_out = _held_out(run, reward, f"{dashes}held_out_rewards")
-    read_by_alarms(run, held_out, dashes)
-    prompts = source(run.prompts, key=_spelled("prompts", resolved, dashes))
+    prompts = source(run.prompts, key=refusals.spelled("prompts", resolved, dashes))
     drawn = prompts.draw(Key(run.seed, "check").random("prompts"), TRIED)
-    with naming():
+    with resolved.where.naming(algorithm):
         algorithm.check_prompts(drawn)
-    judged = planning.judged_prompts(run, prompts, key=f"{dashes}evaluation.prompts")
-    chosen = _folder(resolved, home, reward.name) if world.rank == 0 else None
-    output = Path(world.broadcast_text(str(chosen) if chosen else None))
     guiding = guiding_of(str(run.model), run.revision, run.variant)
     planning.refuse_guidance(resolved, guiding, dashes)
-    _refuse(resolved, home, output, dashes)
-    if not run.dry_run:
-        load_networks([reward, *held_out])  # what they lack is told of before a model of gigabytes is fetched
-    with naming():
-        fitted, limit, words = fitting.within(resolved, device)
-    if world.rank == 0:
-        planning.announce(provision.needs(resolved, fitted, device, output))
-    policy, plan = _solved(resolved, fitted, naming, device, world.size, limit, guiding.rows)
-    resolved = fitting.decided(resolved, fitted, plan)
-    optimizer = _optimizer(resolved, policy, plan)
-    if world.rank == 0:
-        needed = fitting.table(resolved, fitted, plan, device)
-        planning.show(plan, resolved.tree, resolved.origin, needed, [*words, f"\n[bold]{output}[/bold] on {device}"])
-    parts = Parts(resolved, dashes, world, policy, optimizer, Recorded(reward), held_out, prompts, judged, plan, output)
-    return parts if run.dry_run else _tried(parts)
+    planning.refuse_idle(resolved, home, dashes)
+    return Wanted(resolved, dashes, home, device, reward, prompts, guiding)
 
 
-def _solved(
-    resolved: config.Resolved,
-    fitted: RunSettings,
-    naming: Callable[[], AbstractContextManager[None]],
-    device: torch.device,
-    devices: int,
-    limit: int | None,
-    guiding_rows: int,
-) -> tuple[Exportable, Plan]:
-    """The model, and the plan for so many items a call at most."""
-    policy = load_policy(fitted, device, resolved.algorithm.sets)
-    with naming():
+def make(wanted: Wanted, fitted: RunSettings, limit: int | None, devices: int) -> tuple[Exportable, Plan, Optimizer]:
+    """The model, the plan for `limit` items a call at most, and the optimizer; `fitted` is what `--fit` left of the
+    settings."""
+    resolved = wanted.resolved
+    policy = load_policy(fitted, wanted.device, resolved.algorithm.sets)
+    with wanted.naming():
         schedule = policy.schedule(resolved.algorithm.steps)
         plan = planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
-        return policy, replace(plan, guiding_rows=guiding_rows)
-
-
-def _refuse_reward(resolved: config.Resolved, dashes: str) -> None:
-    """A reward that is known to have no gradient, where the algorithm needs one."""
-    if resolved.algorithm.differentiates:
-        key = _spelled("reward", resolved, dashes)
-        gradient.refuse(resolved.run.reward, algorithm=_named(resolved), others=_undemanding(), key=key)
-
-
-def _refuse_comparison(resolved: config.Resolved, reward: NamedReward, dashes: str) -> None:
-    """A sum that weighs pictures against each other, where the algorithm or its groups have no place for that."""
-    if reward.comparison is None:
-        return
-    key, algorithm = _spelled("reward", resolved, dashes), resolved.algorithm
-    if algorithm.differentiates:
-        by = _named(resolved)
-        gradient.refuse_comparison(reward.comparison, algorithm=by, others=_undemanding(), key=key)
-    if reward.comparison.standardise == "group" and algorithm.per_prompt < 2:
-        raise ValueError(
-            f"{key}.standardise is `group`, the pictures of one prompt, but per_prompt is 1, and a picture alone has "
-            f"nothing to be compared with: raise {dashes}algorithm.per_prompt, or write `iteration`."
-        )
+    plan = replace(plan, guiding_rows=wanted.guiding.rows)
+    return policy, plan, _optimizer(resolved, policy, plan)
 
 
 def _held_out(run: RunSettings, reward: NamedReward, key: str) -> list[NamedReward]:
@@ -172,43 +165,6 @@ def read_by_alarms(run: RunSettings, held_out: list[NamedReward], dashes: str = 
             f"with {dashes}held_out_rewards."
         )
     return names
-
-
-def _named(resolved: config.Resolved) -> str:
-    """The algorithm's name in the table, where it has one."""
-    return str(resolved.tree["algorithm"]["name"])
-
-
-def _undemanding() -> list[str]:
-    """The algorithms that take any reward."""
-    return [name for name, entry in config.algorithms().items() if not attribute(entry).differentiates]
-
-
-def _refuse(resolved: config.Resolved, home: Path | None, output: Path, dashes: str) -> None:
-    """What would do nothing, cannot be reached, or would make another run of the one that goes on."""
-    run = resolved.run
-    planning.refuse_idle(resolved, home, dashes)
-    trackers.need(run.report_to, key=f"{dashes}report_to")
-    if run.hub_model_id is not None:
-        hub.check_name(run.hub_model_id, f"{dashes}hub_model_id")
-        if not run.push_to_hub:
-            raise ValueError(f"{dashes}hub_model_id has no effect without {dashes}push_to_hub: give both, or none.")
-    if run.lpips_weights not in ("auto", "off") and run.evaluation.images_per_prompt == 1:
-        raise ValueError(
-            f"{dashes}lpips_weights has no effect on the one picture a prompt that evaluations draw: raise "
-            f"{dashes}evaluation.images_per_prompt, or leave it out."
-        )
-    if "ratio" in run.stop_on and "clip" not in {field.name for field in fields(resolved.algorithm)}:
-        raise ValueError(f"{dashes}stop_on is 'ratio', but {_named(resolved)} clips no ratio: leave it out.")
-    if run.resume_from_checkpoint is not None:
-        planning.refuse_change(resolved, output / folder.CONFIG, dashes)
-
-
-def _spelled(name: str, resolved: config.Resolved, dashes: str) -> str:
-    """A setting as errors name it: with its recipe where that says it, as a flag or argument otherwise."""
-    places = (name, f"{name}.name", f"{name}.sum")  # with settings, and a sum of several
-    origin = next((resolved.origin[place] for place in places if place in resolved.origin), "")
-    return f"{origin}: {name}" if origin.startswith("recipe ") else f"{dashes}{name}"
 
 
 def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = ("base",)) -> Exportable:
@@ -258,8 +214,8 @@ def _tried(parts: Parts) -> Parts:
     images = torch.cat([draw_pictures(parts.policy, trial, key, some) for some in calls])
     check(parts.reward.reward, images, drawn)
     if parts.resolved.algorithm.differentiates:
-        by = _named(parts.resolved)
-        gradient.needs_gradient(parts.reward.reward, images, drawn, algorithm=by, others=_undemanding())
+        by = refusals.name_of(parts.resolved)
+        gradient.needs_gradient(parts.reward.reward, images, drawn, algorithm=by, others=refusals.undemanding())
     for one in parts.held_out:  # a judge of another world may have no score for these, but it has to answer
         try:
             with torch.no_grad():

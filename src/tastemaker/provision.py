@@ -1,4 +1,5 @@
-"""What a run needs of the network, of the disk and of its device: told before anything large is fetched."""
+"""What a run needs of the network, of the disk and of its device: told before anything large is fetched; and that
+the disk has room for one checkpoint, before the run's folder is made."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from tastemaker.config import Resolved
 from tastemaker.memory import Memory, size
 from tastemaker.policy.downloads import Download, downloads
 from tastemaker.policy.load import find
+from tastemaker.policy.policy import Policy
 from tastemaker.settings import RunSettings
 
 DENOISERS = ("unet/", "transformer/")
@@ -57,6 +59,27 @@ def checkpoints(run: RunSettings, iterations: int) -> int:
     return (made if limit is None else min(made, limit + 1)) + best
 
 
+def check_room(output: Path, policy: Policy, *, moments: int, key: str) -> None:
+    """Refuses a disk without room for one checkpoint; `moments` is the optimizer's bytes a trained number.
+
+    Errors: ValueError naming the key. A disk that does not say how large it is passes.
+    """
+    weights = sum(tensor.nbytes for tensor in policy.state().values())
+    needed = weights + moments * sum(parameter.numel() for parameter in policy.parameters())
+    place = _there(output)
+    disk = shutil.disk_usage(place)
+    if disk.total and disk.free < needed:
+        raise ValueError(
+            f"{key} {output}: {size(disk.free)} are free in {place}, and one checkpoint takes {size(needed)}. Make "
+            "room, or name a folder on another disk."
+        )
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or what of its path is there."""
+    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+
+
 def _free(folder: Path) -> str:
-    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    place = _there(folder)
     return f"{size(shutil.disk_usage(place).free)} are free in {place}"

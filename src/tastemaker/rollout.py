@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Conditioning, Policy
+from tastemaker.policy.policy import Conditioning, Policy, predict
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.samplers import Sampler, Window, of, random_rows
@@ -59,7 +59,7 @@ def chain(
     for i in range(first, len(schedule)):
         noise = key.noise("chain", i, prompts.ids, shape).to(policy.device, dtype) if random[i] else None
         with torch.set_grad_enabled(grad):
-            prediction = policy.predict(x, i, schedule, conditioning, guidance)
+            prediction = predict(policy, x, i, schedule, conditioning, guidance)
             p = sampler.transition(prediction, x, i, schedule)
             cleaner = p.mean if noise is None else draw(p, noise)
         yield Step(i, x, prediction, p, cleaner)
@@ -297,4 +297,4 @@ def transition_at(it: Iteration, sampler: Sampler, pairs: Transitions, guidance:
     schedule = it.policy.schedule(it.plan.steps)
     x, i = pairs.x.to(device), pairs.i.to(device)
     guidance = it.plan.guidance if guidance is None else guidance
-    return sampler.transition(it.policy.predict(x, i, schedule, pairs.conditioning, guidance), x, i, schedule)
+    return sampler.transition(predict(it.policy, x, i, schedule, pairs.conditioning, guidance), x, i, schedule)

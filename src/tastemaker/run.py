@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tastemaker import config, folder, planning, reporting
+from tastemaker import agreement, config, folder, planning, provision, reporting
 from tastemaker.evaluation.alarms import Rules
 from tastemaker.evaluation.evaluate import Trial, judge, trial_prompts
 from tastemaker.evaluation.watch import Watch
@@ -59,10 +59,15 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str, on_samples: OnS
         raise ValueError(f"on_samples is {on_samples!r}; it is a function of (batches, iteration, trackers).")
     parts = prepare(target, flags, spelling=spelling)
     run, world, output = parts.run, parts.world, parts.output
+    agreement.check(world, parts.resolved.tree, parts.prompts)
     if run.dry_run:
         if world.rank == 0:
             print("dry run: nothing was started")
         return Run(output, False, None)
+    if not run.overwrite:
+        provision.check_room(
+            output, parts.policy, moments=2 if run.use_8bit_adam else 8, key=f"{parts.dashes}output_dir"
+        )
     start, new = _named_checkpoint(run), not output.exists()
     with folder.claimed(output) if world.rank == 0 else nullcontext():
         world.barrier()

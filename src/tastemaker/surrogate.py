@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Conditioning
+from tastemaker.policy.policy import Conditioning, predict
 from tastemaker.process.prediction import Prediction, from_eps, from_velocity
 from tastemaker.process.samplers import Sampler, of
 from tastemaker.process.transition import draw
@@ -124,7 +124,7 @@ def _to_first(it: Iteration, sampler: Sampler, part: Starts) -> Tensor:
     for i in range(int(first.max())):
         gone = int((first <= i).sum())  # sorted: those in front
         rows = torch.arange(gone, len(part))
-        prediction = it.policy.predict(x[gone:], i, schedule, part.conditioning.take(rows), it.plan.guidance)
+        prediction = predict(it.policy, x[gone:], i, schedule, part.conditioning.take(rows), it.plan.guidance)
         x = torch.cat([x[:gone], _stepped(it, sampler, prediction, x[gone:], i, part.prompts.take(rows.tolist()))])
         it.progress.advance(len(rows))
         it.world.poll()

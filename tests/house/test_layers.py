@@ -58,6 +58,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         SEAM | {"iteration", "algorithms.algorithm", "rewards.recorded", "reports", "training"},
         {"torch", "safetensors", "bitsandbytes", "tqdm"},
     ),
+    "checks": (
+        JUDGING | {"plan", "algorithms.algorithm", "algorithms.transitions", "training", "settings", "checks"},
+        {"torch"},
+    ),
     "metering": ({"policy"}, {"torch", "diffusers", "transformers"}),
     "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
     "budget": ({"memory"}, set()),
@@ -79,6 +83,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 # The composition root and what stands around it may import all.
 ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "config", "devices", "exports", "flags"}
 ROOT_MODULES |= {
+    "agreement",
+    "examination",
     "fitting",
     "folder",
     "layers",
@@ -87,6 +93,7 @@ ROOT_MODULES |= {
     "planning",
     "preparation",
     "provision",
+    "refusals",
     "reporting",
     "results",
     "run",

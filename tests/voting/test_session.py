@@ -87,6 +87,24 @@ def test_a_session_goes_on_where_it_was_left(folder: Path) -> None:
     assert other == {frozenset(one.split()) for one in whole[2:]}  # whatever the seed
 
 
+def test_votes_are_choices_to_learn_a_reward_from(folder: Path) -> None:
+    from tastemaker.reward_training import choices
+    from tastemaker.reward_training.settings import Columns
+
+    vote(folder, "left", "tie", "right")
+    found = choices.read(str(folder / "votes.jsonl"), columns=Columns()).labels
+    wanted = [(row["prompt"], row["left"], row["right"]) for row in rows(folder)]
+    assert [(one.prompt, one.first.name, one.second.name) for one in found] == wanted
+    assert [one.share for one in found] == [1.0, 0.5, 0.0]
+
+
+def test_a_picture_that_was_drawn_anew_has_no_vote(folder: Path) -> None:
+    vote(folder, "left")
+    picture(folder / rows(folder)[0]["left"], shade=200)
+    with pytest.raises(ValueError, match=r"is not the picture any more that was voted on"):
+        Session.open([folder])
+
+
 def test_more_pictures_make_more_pairs(folder: Path) -> None:
     vote(folder, *["left"] * 6)
     sampled(folder, [*CATS, "a cat"])

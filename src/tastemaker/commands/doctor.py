@@ -1,4 +1,7 @@
-"""`tastemaker doctor`: versions, devices, and what is missing, with the line that installs it. For bug reports too."""
+"""`tastemaker doctor`: versions, devices, and what is missing, with the line that installs it. For bug reports too.
+
+With `--model` and `--algorithm` it looks at that model with the settings of that run instead.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,31 @@ EXTRAS = {
     "dev": (("pytest", "ruff", "mypy", "hypothesis"), "this project's own tests"),
 }
 
+HELP = """tastemaker doctor: versions, devices, and what is missing; 1 when something here is broken
+
+tastemaker doctor --model MODEL --algorithm NAME [settings of `tastemaker train`]: that model with the settings of that
+run, on this device, under checks: pictures against diffusers, decoding, ratios, precision, gradients, weight sets.
+A few pictures are drawn and nothing is written; 1 when something is wrong. NAME is an algorithm or a recipe; without
+--reward it is brightness."""
+
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report; 1 when something here is broken, 0 when at most extras are missing."""
-    if flags.parse(argv) == flags.Flags([], {}, True):
-        print("tastemaker doctor: versions, devices, and what is missing; 1 when something here is broken")
+    """Print the report, or what was found of a model; 1 when something is broken, 0 when at most extras are missing."""
+    words, tree, wanted = flags.parse(argv)
+    if wanted:
+        print(HELP)
         return 0
-    if flags.parse(argv) != flags.Flags([], {}, False):
-        raise ValueError(f"tastemaker doctor takes no words and no flags; found {' '.join(argv)}.")
+    if words:
+        raise ValueError(f"tastemaker doctor takes no words, only flags; found {' '.join(words)}.")
+    if tree:
+        from tastemaker.examination import examine  # late: torch, and the names were wrong without it too
+
+        return examine(tree)
+    return report()
+
+
+def report() -> int:
+    """What is installed here, and what computes; 1 when something is broken."""
     installed = {name: found for name in PACKAGES if (found := _version(name))}
     print(f"tastemaker {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print("  ".join(f"{name} {found}" for name, found in installed.items()))

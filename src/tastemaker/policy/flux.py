@@ -18,8 +18,9 @@ from torch import Tensor
 from tastemaker.policy import flow
 from tastemaker.policy.conditioning import Conditioning, Encoded
 from tastemaker.policy.facts import guiding, text_tokens
-from tastemaker.policy.latent import LatentPolicy, sized
+from tastemaker.policy.latent import LatentPolicy
 from tastemaker.policy.load import Request
+from tastemaker.policy.sizes import sized
 from tastemaker.process.prediction import from_velocity
 from tastemaker.process.schedule import Schedule
 
@@ -55,6 +56,12 @@ class Flux(LatentPolicy):
     def encode(self, prompts: Sequence[str], negative: str = "") -> Conditioning:
         self._guiding.check(self._files.model, {}, {"negative": negative})
         return super().encode(prompts)
+
+    def _asked(self, x: Tensor) -> dict[str, Any]:
+        return {"latents": _packed(x), "max_sequence_length": self._tokens}
+
+    def _drawn(self, latents: Tensor, like: Tensor) -> Tensor:
+        return _unpacked(latents, like)
 
     def _told(self, guidance: float | Tensor, t: Tensor) -> list[Tensor]:
         if self._denoiser.config.guidance_embeds:

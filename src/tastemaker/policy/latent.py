@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from tastemaker.policy import pipelines, switches
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
-from tastemaker.policy.facts import own_sides
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import Request, half, quiet
 from tastemaker.policy.lora_file import named_for_file, read
 from tastemaker.policy.policy import Rows
+from tastemaker.policy.sizes import vae_factor
 from tastemaker.policy.weights import Weights
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.schedule import Schedule
@@ -107,6 +107,14 @@ class LatentPolicy(ABC):
     def _longest(self) -> tuple[Any, int]:
         """The tokenizer that reads furthest into a text, and how many tokens that is."""
 
+    def _asked(self, x: Tensor) -> dict[str, Any]:
+        """How its pipeline's own call is told to begin at x, and what else it has to be told to read texts as here."""
+        return {"latents": x}
+
+    def _drawn(self, latents: Tensor, like: Tensor) -> Tensor:
+        """Latents as its pipeline's own call ends at them, in the shape of `like` [B,C,h,w]."""
+        return latents
+
     def _told(self, guidance: float | Tensor, t: Tensor) -> list[Tensor] | None:
         """What a distilled network is told of guidance, after the texts; None where a second row guides."""
         return None
@@ -154,7 +162,7 @@ class LatentPolicy(ABC):
     def _network(self, x: Tensor, t: Tensor, texts: Sequence[Tensor]) -> Tensor:
         """One call: [B,C,h,w], fp32 whatever the network computes in."""
         self.rows.add(len(x))
-        x = x.contiguous(memory_format=self._format)
+        x = x.float().contiguous(memory_format=self._format)  # latents of fp64 are for the arithmetic around it alone
         # The cache of low-precision copies is off: entries made without a graph would serve a call that needs one,
         # entries of one weight set a call with another. Within one call every weight is read once, so it saves nothing.
         with torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False):
@@ -256,42 +264,16 @@ class LatentPolicy(ABC):
             for encoder in self._encoders:
                 encoder.to("cpu")
 
-    def _warn_of_truncation(self, texts: list[str]) -> None:
+    def too_long(self, texts: Sequence[str]) -> tuple[list[str], int]:
+        """Those that are not read to their end, and how many tokens are read."""
         tokenizer, most = self._longest()
-        long = [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > most]
+        return [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > most], most
+
+    def _warn_of_truncation(self, texts: list[str]) -> None:
+        long, most = self.too_long(texts)
         if long:
             warnings.warn(
                 f"{len(long)} of {len(texts)} prompts are longer than the {most} tokens this model reads; the rest of "
                 f"each is not seen by it. The first: {long[0]!r}",
                 stacklevel=2,
             )
-
-
-def vae_factor(vae: Any) -> int:
-    """Pixels of a picture's side to one of its latent's."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def sized(request: Request, network: Any, vae: Any, *, multiple: int, most: int | None = None) -> tuple[int, int, int]:
-    """(C, h, w) of a latent of the size that was asked for.
-
-    multiple: of a latent's side, by what the network divides it; most: the longest side it has positions for.
-    Errors: ValueError that names the flag and the nearest sides.
-    """
-    factor = vae_factor(vae)
-    sides, found = own_sides(network.config), []
-    size, step = request.size, multiple * factor
-    for flag, asked, side in zip(("height", "width"), (size.height, size.width), sides, strict=True):
-        pixels = asked or size.resolution or side * factor
-        limit = most * factor if most else None
-        if pixels < step or pixels % step or (limit and pixels > limit):
-            key = f"--{flag}" if asked else "--resolution"
-            low = max(pixels // step, 1) * step
-            near = [low, low + step] if not limit or low + step <= limit else [min(low, limit)]
-            raise ValueError(
-                f"{key} {pixels} does not fit --model {request.files.model}: its sides are multiples of {step} pixels"
-                f"{f', {limit} at most' if limit else ''}. Nearest: {' or '.join(map(str, near))}. "
-                "(--resolution sets both --height and --width.)"
-            )
-        found.append(pixels // factor)
-    return vae.config.latent_channels, found[0], found[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tastemaker.policy.conditioning import Conditioning
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.schedule import Schedule
 
-__all__ = ["Conditioning", "Exportable", "Policy", "Rows"]
+__all__ = ["Conditioning", "Exportable", "Policy", "Rows", "predict"]
 
 
 @dataclass
@@ -98,3 +99,28 @@ class Exportable(Policy, Protocol):
 
     def pipeline(self) -> Any:
         """The diffusers pipeline around the live network, on the policy's device."""
+
+
+def predict(
+    policy: Policy, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float
+) -> Prediction:
+    """`policy.predict`; without a graph, where memory runs out, of half the rows at a time, down to one.
+
+    Rows know nothing of each other, so it is the same prediction up to rounding. With a graph the trainer begins its
+    update again. Errors: ValueError where there is no memory for one row.
+    """
+    try:
+        return policy.predict(x, i, schedule, conditioning, guidance)
+    except torch.OutOfMemoryError as error:
+        if torch.is_grad_enabled():
+            raise
+        if len(x) < 2:
+            raise ValueError("out of memory with one picture a call: use a lower --resolution.") from error
+    half = len(x) // 2  # out of the handler, which holds what the failed call had made
+    what = f"out of memory with {len(x)} pictures a call: trying {half}. --plan.sampling_batch {half} saves the trying."
+    warnings.warn(what, RuntimeWarning, stacklevel=2)
+    parts = [
+        predict(policy, x[rows], i[rows] if isinstance(i, Tensor) else i, schedule, conditioning.take(rows), guidance)
+        for rows in torch.arange(len(x)).split([half, len(x) - half])
+    ]
+    return Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tastemaker.policy import flow, switches
 from tastemaker.policy.conditioning import Encoded
-from tastemaker.policy.latent import LatentPolicy, sized
+from tastemaker.policy.latent import LatentPolicy
 from tastemaker.policy.load import Request
 from tastemaker.policy.padding import PADDING, WeighedPadding
+from tastemaker.policy.sizes import sized
 from tastemaker.process.prediction import from_velocity
 from tastemaker.process.schedule import Schedule
 

@@ -15,8 +15,8 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from tastemaker.policy.conditioning import Conditioning, Encoded
-from tastemaker.policy.latent import vae_factor
 from tastemaker.policy.load import Request
+from tastemaker.policy.sizes import vae_factor
 from tastemaker.policy.unet import UNetPolicy
 
 COMPONENT = "unet"

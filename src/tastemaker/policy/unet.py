@@ -9,8 +9,9 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
-from tastemaker.policy.latent import LatentPolicy, sized
+from tastemaker.policy.latent import LatentPolicy
 from tastemaker.policy.load import Request, quiet
+from tastemaker.policy.sizes import sized
 from tastemaker.process.prediction import from_eps, from_v, from_x0
 from tastemaker.process.schedule import Schedule, from_alphas_cumprod
 

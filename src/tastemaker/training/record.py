@@ -195,7 +195,7 @@ class Record:
         reward, last = row["reward"], (row["updates"] or [{}])[-1]
         mean = f"{reward['mean']:.4g} +- {reward['std']:.3g}" if "mean" in reward else "none"
         failed = f"  {reward['failed']} failed" if reward["failed"] else ""
-        same = reward.get("std") == 0 and row["images"] > 1
+        same = "min" in reward and reward["min"] == reward["max"] and row["images"] > 1  # std has its rounding
         failed += "  all scores are equal: nothing to learn from" if same else ""
         norm = f"  grad {last['grad_norm']:.2g}" if "grad_norm" in last else ""
         left = f"  {_clock(each * (self.iterations - done))} left" if done < self.iterations else ""

@@ -1,0 +1,155 @@
+"""What a resumed run may change, and what it depends on (reference matrix D.4: 16-18, 45)."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import runs
+import tiny
+from tastemaker import folder
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.training.checkpoint import Checkpoints
+from toy import Toy
+from toy_runs import apart, run_of, same
+
+RESUME = ("--resume_from_checkpoint", "latest")
+SMALL = DDPO(images=12, per_prompt=2, updates=2, steps=4, guidance=2.0, iterations=4, learning_rate=0.02, clip=0.2)
+
+
+# ---- 16: other settings
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, looked at and never trained on."""
+    place = tmp_path_factory.mktemp("made") / "run"
+    shutil.copytree(runs.plain(), place)
+    return place
+
+
+REFUSED = {
+    "model": "{other}",
+    "lora.rank": "8",
+    "lora.alpha": "3",
+    "reward": "jpeg_compressibility",
+    "prompts": "animals",
+    "negative_prompt": "grey",
+    "seed": "1",
+    "resolution": "32",
+    "mixed_precision": "bf16",
+    "ema": "0.9",
+    "algorithm.images": "4",
+    "algorithm.steps": "3",
+    "algorithm.guidance": "3",
+    "algorithm.clip": "0.3",
+    "algorithm.sampler.eta": "0.5",
+    "evaluation.count": "2",
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_a_run_is_made_of_does_not_change(made: Path, tmp_path: Path, setting: str) -> None:
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file() and path.name != folder.LOCK}
+    value = REFUSED[setting].replace(
+        "{other}", str(tiny.save(tmp_path / "other", seed=1)) if setting == "model" else ""
+    )
+    ran = runs.call(*runs.small(made, *RESUME, f"--{setting}", value))
+    assert ran.code == 2 and ran.err.startswith(f"tastemaker: --{setting} is "), ran.err
+    assert f", but the run in {made} was made with " in ran.err and "another --output_dir" in ran.err
+    assert {
+        path: path.read_bytes() for path in made.rglob("*") if path.name != folder.LOCK and path.is_file()
+    } == before
+
+
+ALLOWED = {
+    "iterations": "2",
+    "learning_rate": "1e-3",
+    "lr_scheduler": "cosine",
+    "max_grad_norm": "0.5",
+    "plan.micro_batch": "2",
+    "plan.sampling_batch": "1",
+    "gradient_checkpointing": "true",
+    "checkpointing_steps": "0",
+    "max_failed": "0.1",
+    "save_samples": "1",
+}
+
+
+def test_what_is_about_the_machine_or_the_course_does(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(runs.plain(), output)
+    given = [word for setting, value in ALLOWED.items() for word in (f"--{setting}", value)]
+    ran = runs.train(runs.small(output, *RESUME, *given))
+    assert "iteration 2/2" in ran.out and [row["iteration"] for row in runs.metrics(output)] == [0, 1]
+
+
+# ---- 17: calls cut in another way
+
+
+def test_a_run_goes_on_with_calls_of_other_sizes(tmp_path: Path) -> None:
+    straight, policy = Toy(), Toy()
+    assert run_of(tmp_path / "straight", SMALL, straight, micro=5).train()
+    assert run_of(tmp_path / "run", SMALL, Toy(), micro=5, save=1).train()
+    run = run_of(tmp_path / "run", SMALL, policy, micro=16, sampling=3, save=1)
+    assert run.train(Checkpoints.open(tmp_path / "run" / "checkpoints" / "checkpoint-2"))
+    assert apart(policy.state(), straight.state()) < 1e-6
+
+
+# ---- 18: there is no state of a generator to lose
+
+
+def test_a_run_depends_on_no_generator_that_has_a_state(tmp_path: Path) -> None:
+    """Python's, numpy's and torch's stand anywhere before the run, between its iterations, and when it goes on."""
+
+    def disturb(number: int) -> None:
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
+
+    straight, disturbed, resumed = Toy(), Toy(), Toy()
+    disturb(1)
+    assert run_of(tmp_path / "straight", SMALL, straight, micro=5).train()
+    disturb(2)
+    run = run_of(tmp_path / "run", SMALL, disturbed, micro=5, save=1)
+    keep = run.record.update
+    run.record.update = lambda *given: disturb(given[0]) or keep(*given)  # type: ignore[func-returns-value,method-assign]
+    assert run.train()
+    disturb(3)
+    again = run_of(tmp_path / "run", SMALL, resumed, micro=5, save=1)
+    start = Checkpoints.open(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    assert not [name for name in (*start.tensors, *start.data) if "rng" in name or "generator" in name]
+    assert again.train(start)
+    assert same(straight.state(), disturbed.state()) and same(straight.state(), resumed.state())
+
+
+# ---- 45: two runs in one folder
+
+
+def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tastemaker.folder import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"is used by another run \(process {holder.pid}\)"):
+            with folder.claimed(tmp_path):
+                raise AssertionError("claimed twice")
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (tmp_path / folder.LOCK).read_text() == str(holder.pid)  # killed: the file is left, the lock is not
+    with folder.claimed(tmp_path):
+        assert (tmp_path / folder.LOCK).read_text() == str(os.getpid())
