@@ -10,7 +10,7 @@ import torch
 
 from labelled import drawn, folder, ratings, table, taste, votes
 from tastemaker import cli
-from tastemaker.reward_training import fitting
+from tastemaker.reward_training import fitting, showing
 from tastemaker.rewards import named
 
 
@@ -164,3 +164,29 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     for said in ("--data", "--columns.rating", "--ties", "--curve", "--output_dir", "tastemaker vote"):
         assert said in out
+
+
+def test_a_resume_of_nothing_begins_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, r = ratings(tmp_path / "a", 40), tmp_path / "r"
+    r.mkdir()
+    (r / ".head.safetensors.part").write_bytes(b"half")  # a kill at the end of an earlier one
+    code, out, _ = ran("regression", "--data", data, "--model", "shapes", "--cache", "", "--epochs", "2",
+                       "--output_dir", r, "--resume_from_checkpoint", "latest", capsys=capsys)  # fmt: skip
+    assert code == 0 and f"{r} holds no training that was stopped: it begins." in out
+    assert (r / "reward.json").is_file() and not list(r.glob("*.part")) and not list(r.glob(".*.part"))
+
+
+def test_a_chart_that_fails_costs_no_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, r = ratings(tmp_path / "a", 40), tmp_path / "r"
+    words = ["regression", "--data", data, "--model", "shapes", "--cache", "", "--epochs", "2", "--output_dir", r]
+    assert ran(*words, capsys=capsys)[0] == 0
+    before = {name: (r / name).read_bytes() for name in ("reward.json", "head.safetensors")}
+
+    def full(*about: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(showing, "extremes", full)
+    assert ran(*words, "--overwrite", "--seed", "1", capsys=capsys)[0] == 2
+    assert {name: (r / name).read_bytes() for name in before} == before

@@ -23,13 +23,6 @@ TEXTS = [f"prompt {k}" for k in range(3)]
 Serve = Callable[..., Voting]
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    made = Chromium(tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def serve(browser: Chromium) -> Iterator[Serve]:
     """A session's server; ended with the test."""

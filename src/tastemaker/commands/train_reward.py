@@ -128,6 +128,8 @@ def choose(output: str | Path | None, kind: str, *, resume: bool, overwrite: boo
             f"{dashes}resume_from_checkpoint: the training in {folder} has ended, and there is nothing to go on with. "
             f"Train anew with {dashes}overwrite, or into another folder."
         )
+    if resume and CURSOR not in held:
+        print(f"{folder} holds no training that was stopped: it begins.")
     if held and not (resume or overwrite):
         raise ValueError(
             f"{dashes}output_dir {folder} holds a reward: name another folder, go on with a training that was stopped "

@@ -23,7 +23,7 @@ from tastemaker.policy.pictures import pixels, read_picture
 from tastemaker.reward_training.bars import bar
 from tastemaker.reward_training.tables import Embedded
 from tastemaker.rewards import weights
-from tastemaker.rewards.head import READING, Looking, Seen, rows
+from tastemaker.rewards.head import Looking, Seen, rows
 
 BATCH = 32  # pictures, or prompts, that the network takes together
 SHARD = 512  # of them in a file of what was seen: so much work at most is lost by a kill
@@ -196,8 +196,3 @@ class Rows:
     def chunks(self, items: Tensor) -> Iterator[Tensor]:
         """The rows of these items, some at a time."""
         return (self(part) for part in torch.split(items, CHUNK))  # type: ignore[no-untyped-call]
-
-
-def reads(parts: Sequence[str]) -> bool:
-    """Whether a part needs prompts."""
-    return not READING.isdisjoint(parts)

@@ -112,9 +112,9 @@ class Keeper:
             raise ValueError(f"resume_from_checkpoint: {file} is damaged. Train anew with --overwrite.")
         return cursor, load_file(file)
 
-    def save(self, cursor: dict[str, Any], tensors: dict[str, Tensor], *, now: bool = False) -> None:
+    def save(self, cursor: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """The tensors first, under a name of their own, then the cursor that names them."""
-        if self.folder is None or not (now or time.monotonic() - self.last >= self.every):
+        if self.folder is None or time.monotonic() - self.last < self.every:
             return
         self.last = time.monotonic()
         name = f"{cursor['epoch']}-{STATE}"

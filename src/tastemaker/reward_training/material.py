@@ -12,7 +12,7 @@ import torch
 from tastemaker.evaluation.statistics import FEW
 from tastemaker.reward_training import choices, ratings
 from tastemaker.reward_training.choices import Choice
-from tastemaker.reward_training.features import Cache, Eye, Rows, Table, look, marks_of, reads
+from tastemaker.reward_training.features import Cache, Eye, Rows, Table, look, marks_of
 from tastemaker.reward_training.features import read as read_prompts
 from tastemaker.reward_training.fitting import Labels
 from tastemaker.reward_training.preference import Preference
@@ -20,6 +20,7 @@ from tastemaker.reward_training.ratings import Rating
 from tastemaker.reward_training.regression import Regression
 from tastemaker.reward_training.settings import LOOKS, Part, Training
 from tastemaker.reward_training.tables import TOLD, Embedded, Read, told
+from tastemaker.rewards.head import reads
 
 # What decides what is learned, beside the labels and the network: a training goes on only where all of it is the same.
 DECIDING = (

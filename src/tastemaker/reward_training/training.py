@@ -21,7 +21,7 @@ from tastemaker.rewards.head import Head
 from tastemaker.rewards.trained import CARD, HEAD, KINDS, SCHEMA
 from tastemaker.rewards.weights import BUILT_IN
 
-OURS = (CARD, HEAD, *showing.FILES)  # what a training writes
+OURS = (CARD, HEAD, f".{CARD}.part", f".{HEAD}.part", *showing.FILES)  # what a training writes
 
 
 class Point(NamedTuple):
@@ -111,18 +111,18 @@ def _measured(tested: Material | None, head: Head) -> dict[str, Interval] | None
 
 
 def _write(taught: Taught, settings: Training, head: Head, network: Eye, material: Material, version: str) -> None:
-    """The card last: a folder without it is no reward."""
+    """The card last: a folder without it is no reward. What may fail comes before an older one goes."""
     folder = taught.folder
-    (folder / CARD).unlink(missing_ok=True)
+    showing.curves(taught.kind, [(one.labels, one.measures) for one in taught.curve], taught.epochs, folder)
+    showing.extremes(head, material, folder)
     part = folder / f".{HEAD}.part"
     save_file(
         {**{name: value.contiguous() for name, value in head.state_dict().items()}, "probe": network.probe()}, part
     )
-    part.replace(folder / HEAD)
-    showing.curves(taught.kind, [(one.labels, one.measures) for one in taught.curve], taught.epochs, folder)
-    showing.extremes(head, material, folder)
     card = folder / f".{CARD}.part"
     card.write_text(json.dumps(_card(taught, settings, version), indent=1), encoding="utf-8")
+    (folder / CARD).unlink(missing_ok=True)
+    part.replace(folder / HEAD)
     card.replace(folder / CARD)
 
 

@@ -26,6 +26,11 @@ READING = {"words", "cosine"}  # the parts that need a text
 _PROBE = 96  # pixels of the edge of the picture by which a network is known
 
 
+def reads(parts: Sequence[str]) -> bool:
+    """Whether a part needs a text."""
+    return not READING.isdisjoint(parts)
+
+
 class Seen(NamedTuple):
     """Of B pictures: vectors [B,D] of length 1 and means of patch tokens [B,H], fp32."""
 

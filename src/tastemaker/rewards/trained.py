@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.rewards import weights
-from tastemaker.rewards.head import PARTS, READING, Head, Looking, rows
+from tastemaker.rewards.head import PARTS, Head, Looking, reads, rows
 
 CARD, HEAD = "reward.json", "head.safetensors"
 SCHEMA = 1
@@ -85,7 +85,7 @@ class Trained(Looking):
 
     @property
     def _reads(self) -> bool:
-        return not READING.isdisjoint(self.card["features"])
+        return reads(self.card["features"])
 
     def _empty(self) -> Any:
         from transformers import CLIPVisionModelWithProjection
