@@ -113,6 +113,9 @@ def test_a_process_that_died_is_started_again(place: dict[str, str]) -> None:
     reward = Isolated(function="oldjudge:brightness", deadline=0.5, **place)
     assert reward(pictures(1), ["a"]).value.isfinite().all()
     first = reward._running[0][0]
+    streams = Path(f"/proc/{first.pid}/fd")
+    if streams.is_dir():  # it may say as much as it likes: nothing keeps it
+        assert {os.readlink(streams / number) for number in "12"} == {os.devnull}
     dead = reward(pictures(1), ["die"])
     assert dead.value.isnan().all() and first.wait(10) == 3
     again = Isolated.__call__(reward, pictures(1), ["a"])
