@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -121,3 +122,25 @@ def test_the_others_end_when_one_is_lost_and_the_run_goes_on(
     policy = Toy()
     assert run_of(tmp_path, SMALL, policy, micro=5).train(latest)
     assert apart(policy.state(), alone) < 1e-6
+
+
+# ---- 5: one of them alone is told to stop
+
+
+def test_a_signal_to_one_of_them_stops_both_at_the_same_place(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    processes = started(["-m", "tastemaker", *runs.words(folder, "--iterations", "200")])
+    try:
+        until = time.monotonic() + 100
+        while not (folder / "metrics.jsonl").is_file() and time.monotonic() < until:
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGTERM)
+        output = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+    assert "SIGTERM: saving a checkpoint" in output[1] and f"stopped in {folder}" in output[0]
+    latest = newest(folder / "checkpoints")
+    assert latest is not None and 0 < latest.cursor.iteration < 200 and len(latest.per_rank) in (0, 2)
