@@ -62,6 +62,8 @@ def shard(network: nn.Module, device: torch.device, size: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ValueError(f"--fsdp needs a newer torch than {torch.__version__}; it was tried with 2.13.")
     mesh = init_device_mesh(device.type, (size,))
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
@@ -70,6 +72,7 @@ def shard(network: nn.Module, device: torch.device, size: int) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # the loss is divided by the items of all processes already
+            module.set_force_sum_reduction_for_comms(True)
 
 
 class ShardedWeights(Weights):
