@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.policy.policy import Rows
-from tastemaker.policy.sharding import Calls, ShardedWeights, Together
+from tastemaker.policy.sharding import Calls, Together
 from tastemaker.policy.weights import Weights
 from toy import Toy
 
@@ -87,8 +87,3 @@ class NetToy(Toy):
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.weights.load_state(tensors)
-
-
-def sharded(policy: NetToy) -> ShardedWeights:
-    assert isinstance(policy.weights, ShardedWeights)
-    return policy.weights

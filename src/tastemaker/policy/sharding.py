@@ -69,10 +69,18 @@ def shard(network: nn.Module, device: torch.device, size: int) -> None:
         parameter.data = parameter.data.contiguous()
     for one in (*blocks(network), network):
         fully_shard(one, mesh=mesh, reshard_after_forward=True)
+        one.register_forward_hook(_apart, prepend=True)  # before FSDP2's own
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # the loss is divided by the items of all processes already
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _apart(module: nn.Module, args: Any, output: Any) -> Any:
+    """Outputs that are views are copied: FSDP2 hangs on to them, and loses them where a view is written to."""
+    if not torch.is_grad_enabled():
+        return output
+    return tree_map(lambda one: one.clone() if isinstance(one, Tensor) and one._base is not None else one, output)
 
 
 class ShardedWeights(Weights):
