@@ -36,9 +36,9 @@ COMMANDS = {
         "--gradient_checkpointing --resolution 16",
     ),
     "bf16": Command(
-        "flux",
+        "sd",
         "diffusion_nft --reward brightness --held_out_rewards colour --algorithm.per_prompt 2 --algorithm.levels 2 "
-        "--mixed_precision bf16 --resolution 16",
+        "--mixed_precision bf16",
         close=3e-4,
     ),
 }
@@ -74,5 +74,7 @@ def trained(name: str, home: Path, output: Path, *, fsdp: bool) -> int:
 if __name__ == "__main__":
     warnings.simplefilter("error")
     folder = Path(sys.argv[1])
+    for one in COMMANDS.values():
+        model(one.model, folder)  # in a group of processes transformers writes on the first one alone
     found = {name: trained(name, folder, folder / name, fsdp=True) for name in (*COMMANDS, "stopped")}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
