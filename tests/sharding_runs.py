@@ -42,6 +42,7 @@ COMMANDS = {
         close=3e-4,
     ),
 }
+SLOPES = {"policy-gradient": 1e-4, "reward-gradient": 1e-4, "bf16": 0.03}  # how far AdamW's first moments may be apart
 STOPPED = Command(
     "sd",
     "ddpo --reward jpeg_compressibility --held_out_rewards brightness --stop_on drift --alarms.drift 1e-12 "
@@ -60,10 +61,10 @@ def model(kind: str, home: Path) -> Path:
     return home / kind
 
 
-def trained(name: str, home: Path, output: Path, *, fsdp: bool) -> int:
+def trained(name: str, home: Path, output: Path, *more: str, fsdp: bool) -> int:
     command = COMMANDS.get(name, STOPPED)
     words = ["train", *command.words.split(), *COMMON.split(), "--model", str(model(command.model, home))]
-    words += [] if "--iterations" in words else ["--iterations", "2"]
+    words += list(more) if "--iterations" in (*words, *more) else ["--iterations", "2"]
     prompts = home / "prompts.txt"
     if not prompts.exists():
         prompts.write_text("a cat\na dog\na cow\na hen\n")

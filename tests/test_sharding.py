@@ -25,6 +25,7 @@ from tastemaker.settings import RunSettings
 from tastemaker.training.checkpoint import Checkpoints
 from tastemaker.world import World
 from test_memory import NARROW
+from toy_runs import apart
 from two_ranks import left_by
 
 EXACT = 1e-12  # fp64: what is left of the order in which numbers are added up
@@ -223,9 +224,20 @@ def test_a_pipeline_is_tuned_as_by_one_process(name: str, pipelines: Path, tmp_p
         assert gap(load_file(ours / file), load_file(theirs / file)) < sharding_runs.COMMANDS[name].close, file
     for file in sorted(path.relative_to(theirs) for path in (theirs / "pipeline").rglob("*.json")):
         assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
+    moments = [Checkpoints.open(folder / "checkpoints" / "checkpoint-2").tensors for folder in (ours, theirs)]
+    assert apart(*({k: t for k, t in one.items() if "exp_avg/" in k} for one in moments)) < sharding_runs.SLOPES[name]
     drifts = [[row["watch"]["drift"] for row in runs.rows(folder, "metrics")] for folder in (ours, theirs)]
     assert drifts[0] == pytest.approx(drifts[1], rel=0.05) and drifts[0][-1] > 0
     DiffusionPipeline.from_pretrained(ours / "pipeline")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_goes_on_alone(pipelines: Path, tmp_path: Path) -> None:
+    home = shutil.copytree(pipelines / "policy-gradient", tmp_path / "run")
+    more = ("--iterations", "3", "--resume_from_checkpoint", "latest")
+    assert sharding_runs.trained("policy-gradient", pipelines, home, *more, fsdp=False) == 0
+    assert [row["iteration"] for row in runs.rows(home, "metrics")] == [0, 1, 2]
 
 
 @pytest.mark.slow

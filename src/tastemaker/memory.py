@@ -141,7 +141,7 @@ def estimate(setup: Setup, *, cuda: bool = True, otherwise: bool = True) -> Memo
     n = setup.processes
     moments = -(-sum(_moments(count, setup.use_8bit_adam) for count in trained) // n)
     fp32 = -(-4 * sum(trained) // n)
-    part = f", a {n}th of them" if n > 1 else ""
+    part = f", one of {n} parts" if n > 1 else ""
     lines = [
         Line("always", "network", frozen, f"frozen weights{f', {setup.quantise}' if setup.quantise else ''}"),
         Line("always", "trained weights", fp32, f"{sum(trained):,} numbers in fp32{part}"),

@@ -116,6 +116,9 @@ class ShardedWeights(Weights):
         if name != CURRENT:
             self._swap(name)
         self._active = name
+        device = shards.local(self.parameters()[0]).device
+        if device.type == "cuda":  # FSDP2 gathers on other streams, which in a backward pass do not wait for this one
+            torch.cuda.synchronize(device)
 
     def _swap(self, name: str) -> None:
         for parameter, kept in zip(self.parameters(), self._sets[name], strict=True):
