@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tastemaker import summing
 from tastemaker import world as module
 from tastemaker.world import Stop, World
 
@@ -53,7 +54,7 @@ def empty_share(world: World) -> object:
 
 def gradients(world: World) -> object:
     """Parameter 0 has a gradient on both ranks, 1 on rank 0 only, 2 on none, 3 on rank 1, in another memory format."""
-    module.BUCKET = 11  # fp32: the first two together, the third alone
+    summing.BUCKET = 11  # fp32: the first two together, the third alone
     weights = parameters()
     weights[0].grad = torch.full((2, 3), 1.0 + world.rank)
     if world.rank == 0:

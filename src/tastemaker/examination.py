@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tastemaker.checks.finding import Finding, Verdict, idle
 from tastemaker.preparation import Wanted, make, read
 from tastemaker.rewards.reward import load_networks
 from tastemaker.training.record import Bars
+from tastemaker.world import World
 
 # Where neither the user, a recipe nor the model says one: what every model can draw, and what has a gradient.
 INSTEAD = {"reward": "brightness", "prompts": "animals"}
@@ -81,7 +83,7 @@ def case_of(wanted: Wanted) -> Case:
     load_networks([wanted.reward])
     with wanted.naming():
         fitted, limit, _ = fitting.within(resolved, wanted.device)
-    policy, plan, optimizer = make(wanted, fitted, limit, 1)
+    policy, plan, optimizer = make(wanted, replace(fitted, fsdp=False), limit, World())
     with _silence():
         return Case(
             resolved.name,

@@ -19,7 +19,7 @@ FREE = 0.9  # share of a GPU's free memory that is planned with where no --fit i
 SWITCHES = ("gradient_checkpointing", "vae_slicing", "vae_tiling")
 
 
-def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int | None, list[str]]:
+def within(resolved: Resolved, device: torch.device, processes: int = 1) -> tuple[RunSettings, int | None, list[str]]:
     """The settings with what `--fit` chose, the most items of a call, and both in words.
 
     Without `--fit` a CUDA device's free memory limits the items of a call, and nothing else is changed.
@@ -29,7 +29,7 @@ def within(resolved: Resolved, device: torch.device) -> tuple[RunSettings, int |
     if run.fit_bytes is None and (not cuda or run.plan.micro_batch is not None):
         return run, None, []
     most = min(CALL_ROWS, resolved.algorithm.images * resolved.algorithm.steps)
-    setup = _setup(resolved, run, run.plan.micro_batch or 1)
+    setup = _setup(resolved, run, run.plan.micro_batch or 1, processes)
     if run.fit_bytes is None:
         return run, _free(setup, most, device), []
     found = budget.fit(run.fit_bytes, setup, most=most, fixed=_stated(resolved), cuda=cuda)
@@ -99,19 +99,19 @@ def _stated(resolved: Resolved) -> set[str]:
 def table(resolved: Resolved, run: RunSettings, plan: Plan, device: torch.device) -> list[tuple[str, str, str]]:
     """Rows (what, amount, when and why) for the terminal; on a CPU, where nothing runs out soon, only their sum."""
     cuda = device.type == "cuda"
-    setup = replace(_setup(resolved, run, plan.micro_batch), sampling_batch=plan.sampling_batch)
+    setup = replace(_setup(resolved, run, plan.micro_batch, plan.devices), sampling_batch=plan.sampling_batch)
     whole = cuda or run.fit is not None or run.dry_run
     rows = memory.estimate(setup, cuda=cuda, otherwise=whole).table()
     return rows if whole else rows[-1:]
 
 
-def least(resolved: Resolved, run: RunSettings, device: torch.device) -> memory.Memory:
+def least(resolved: Resolved, run: RunSettings, device: torch.device, processes: int = 1) -> memory.Memory:
     """What one item a call needs, where nobody asked for more."""
-    setup = replace(_setup(resolved, run, 1), sampling_batch=1)
+    setup = replace(_setup(resolved, run, 1, processes), sampling_batch=1)
     return memory.estimate(setup, cuda=device.type == "cuda", otherwise=False)
 
 
-def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Setup:
+def _setup(resolved: Resolved, run: RunSettings, micro_batch: int, processes: int = 1) -> memory.Setup:
     assert run.model is not None
     sets, algorithm = resolved.algorithm.sets, resolved.algorithm
     return memory.Setup(
@@ -135,4 +135,5 @@ def _setup(resolved: Resolved, run: RunSettings, micro_batch: int) -> memory.Set
         depth=algorithm.calls(range(algorithm.steps)).depth,
         differentiates=algorithm.differentiates,
         sets=(*sets, "ema") if run.ema is not None else sets,
+        processes=processes if run.fsdp else 1,
     )

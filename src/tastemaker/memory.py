@@ -21,6 +21,7 @@ from tastemaker.metering import Cost, autoencoder, decoding, denoising, network,
 from tastemaker.policy.facts import guiding, own_sides, text_tokens
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import TILE, configs, elsewhere
+from tastemaker.policy.sharding import blocks
 from tastemaker.policy.weights import LoRA
 
 DENOISERS = ("unet", "transformer")  # what the network that is trained is called in a model's folder
@@ -71,6 +72,8 @@ class Setup:
     """Whether the reward's gradient goes through the decoder."""
     kernel: str = "efficient"
     """Attention: "efficient" for any fused kernel, "math" for none."""
+    processes: int = 1
+    """Over which what is trained is cut (`fsdp`)."""
 
 
 class Line(NamedTuple):
@@ -89,6 +92,8 @@ class Memory:
     lines: tuple[Line, ...]
     context: int
     """Taken by the device for itself."""
+    processes: int = 1
+    """Over which what is trained is cut."""
 
     def of(self, what: str) -> int:
         """Bytes of one line."""
@@ -133,12 +138,15 @@ def estimate(setup: Setup, *, cuda: bool = True, otherwise: bool = True) -> Memo
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
-    moments = sum(_moments(count, setup.use_8bit_adam) for count in trained)
-    fp32 = 4 * sum(trained)
+    n = setup.processes
+    moments = -(-sum(_moments(count, setup.use_8bit_adam) for count in trained) // n)
+    fp32 = -(-4 * sum(trained) // n)
+    part = f", one of {n} parts" if n > 1 else ""
     lines = [
         Line("always", "network", frozen, f"frozen weights{f', {setup.quantise}' if setup.quantise else ''}"),
-        Line("always", "trained weights", fp32, f"{sum(trained):,} numbers in fp32"),
-        Line("always", "gradients", fp32, "in fp32"),
+        Line("always", "trained weights", fp32, f"{sum(trained):,} numbers in fp32{part}"),
+        *([Line("always", "gathered weights", _gathered(denoiser), "two blocks, one's gradient, the rest")] * (n > 1)),
+        Line("always", "gradients", fp32, f"in fp32{part}"),
         Line("always", "optimizer", moments, "AdamW in 8 bits" if setup.use_8bit_adam else "AdamW's two moments, fp32"),
         Line("always", "weight sets", fp32 * len(copies), ", ".join(copies)),
         Line(
@@ -151,7 +159,7 @@ def estimate(setup: Setup, *, cuda: bool = True, otherwise: bool = True) -> Memo
         *_calls(setup, model, otherwise),
         Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
     ]
-    return Memory(tuple(lines), CONTEXT if cuda else 0)
+    return Memory(tuple(lines), CONTEXT if cuda else 0, n)
 
 
 def tiles(setup: Setup) -> bool:
@@ -203,6 +211,19 @@ def _differentiated(setup: Setup, vae: str, latent: tuple[int, int, int]) -> int
     shape = (at_once, *latent)
     how = (setup.kernel, setup.gradient_checkpointing, True, setup.vae_tiling)
     return decoding(vae, setup.mixed_precision, shape, *how).peak
+
+
+def _gathered(network: nn.Module) -> int:
+    """Bytes of what is whole at one time of a network that is cut: a block, the one that is fetched ahead, the gradient
+    of one; and all that lies in no block, with its gradient. fp32."""
+    seen: set[int] = set()
+    largest = 0
+    for block in blocks(network):
+        own = [one for one in block.parameters() if id(one) not in seen]
+        seen |= {id(one) for one in own}
+        largest = max(largest, sum(one.numel() for one in own))
+    rest = sum(one.numel() for one in network.parameters() if id(one) not in seen)
+    return 4 * (3 * largest + 2 * rest)
 
 
 def _frozen(network: nn.Module, quantise: str | None) -> int:

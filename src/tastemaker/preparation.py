@@ -83,6 +83,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     wanted = read(target, flags, spelling=spelling)
     resolved, run, dashes, device = wanted.resolved, wanted.resolved.run, wanted.dashes, wanted.device
     world = World.here(str(device))
+    refusals.refuse_sharding(run, world, device, dashes)
     held_out = _held_out(run, wanted.reward, f"{dashes}held_out_rewards")
     read_by_alarms(run, held_out, dashes)
     judged = planning.judged_prompts(run, wanted.prompts, key=f"{dashes}evaluation.prompts")
@@ -92,10 +93,10 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     if not run.dry_run:
         load_networks([wanted.reward, *held_out])  # what they lack is told of before gigabytes are fetched
     with wanted.naming():
-        fitted, limit, words = fitting.within(resolved, device)
+        fitted, limit, words = fitting.within(resolved, device, world.size)
     if world.rank == 0:
-        planning.announce(provision.needs(resolved, fitted, device, output))
-    policy, plan, optimizer = make(wanted, fitted, limit, world.size)
+        planning.announce(provision.needs(resolved, fitted, device, output, world.size))
+    policy, plan, optimizer = make(wanted, fitted, limit, world)
     resolved = fitting.decided(resolved, fitted, plan)
     if world.rank == 0:
         needed = fitting.table(resolved, fitted, plan, device)
@@ -127,14 +128,14 @@ def read(target: Any, flags: dict[str, Any], *, spelling: str) -> Wanted:
     return Wanted(resolved, dashes, home, device, reward, prompts, guiding)
 
 
-def make(wanted: Wanted, fitted: RunSettings, limit: int | None, devices: int) -> tuple[Exportable, Plan, Optimizer]:
+def make(wanted: Wanted, fitted: RunSettings, limit: int | None, world: World) -> tuple[Exportable, Plan, Optimizer]:
     """The model, the plan for `limit` items a call at most, and the optimizer; `fitted` is what `--fit` left of the
     settings."""
     resolved = wanted.resolved
-    policy = load_policy(fitted, wanted.device, resolved.algorithm.sets)
+    policy = load_policy(fitted, wanted.device, resolved.algorithm.sets, world if fitted.fsdp else None)
     with wanted.naming():
         schedule = policy.schedule(resolved.algorithm.steps)
-        plan = planning.solve(resolved.algorithm, fitted, schedule, devices, limit)
+        plan = planning.solve(resolved.algorithm, fitted, schedule, world.size, limit)
     plan = replace(plan, guiding_rows=wanted.guiding.rows)
     return policy, plan, _optimizer(resolved, policy, plan)
 
@@ -167,8 +168,10 @@ def read_by_alarms(run: RunSettings, held_out: list[NamedReward], dashes: str = 
     return names
 
 
-def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = ("base",)) -> Exportable:
-    """The policy that the settings describe."""
+def load_policy(
+    run: RunSettings, device: torch.device, sets: tuple[str, ...] = ("base",), together: World | None = None
+) -> Exportable:
+    """The policy that the settings describe; `together`: the processes over which its weights are cut."""
     assert run.model is not None
     return load(
         run.model,
@@ -189,6 +192,7 @@ def load_policy(run: RunSettings, device: torch.device, sets: tuple[str, ...] = 
         variant=run.variant,
         sets=(*sets, "ema") if run.ema is not None else sets,
         seed=run.seed,
+        together=together,
     )
 
 

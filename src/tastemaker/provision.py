@@ -21,7 +21,9 @@ DENOISERS = ("unet/", "transformer/")
 KEPT = ("trained weights", "weight sets", "optimizer")  # of the estimate, what a checkpoint holds
 
 
-def needs(resolved: Resolved, run: RunSettings, device: torch.device, output: Path) -> list[tuple[str, str, str]]:
+def needs(
+    resolved: Resolved, run: RunSettings, device: torch.device, output: Path, processes: int = 1
+) -> list[tuple[str, str, str]]:
     """Rows (what, amount, why) of a run whose model the hub has; none of a model that is here anyway.
 
     `run` are the settings with what `--fit` chose. Errors: ValueError naming --model, as loading raises.
@@ -30,7 +32,7 @@ def needs(resolved: Resolved, run: RunSettings, device: torch.device, output: Pa
     found = downloads(find(run.model, run.revision, run.variant))
     if not found:
         return []
-    least = fitting.least(resolved, run, device)
+    least = fitting.least(resolved, run, device, processes)
     fetched, left = sum(one.size for one in found if not one.here), _left(run, resolved.algorithm.iterations, least)
     if run.lora is None:  # a whole pipeline is saved
         left += sum(one.size for one in found if not one.name.startswith(DENOISERS))
@@ -48,8 +50,8 @@ def _files(found: list[Download]) -> str:
 
 def _left(run: RunSettings, iterations: int, memory: Memory) -> int:
     """Bytes of checkpoints and of what is exported."""
-    trained = memory.of("trained weights")
-    return checkpoints(run, iterations) * sum(memory.of(what) for what in KEPT) + trained
+    trained, kept = memory.of("trained weights"), sum(memory.of(what) for what in KEPT)
+    return (checkpoints(run, iterations) * kept + trained) * memory.processes  # what each has is a part of it
 
 
 def checkpoints(run: RunSettings, iterations: int) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
 from tastemaker import config, folder, planning
 from tastemaker.build import attribute
 from tastemaker.exports import hub
 from tastemaker.reports import trackers
 from tastemaker.rewards import gradient
 from tastemaker.rewards.reward import NamedReward
+from tastemaker.settings import RunSettings
+from tastemaker.world import World
 
 
 def refuse_reward(resolved: config.Resolved, dashes: str) -> None:
@@ -18,6 +22,21 @@ def refuse_reward(resolved: config.Resolved, dashes: str) -> None:
     if resolved.algorithm.differentiates:
         key = spelled("reward", resolved, dashes)
         gradient.refuse(resolved.run.reward, algorithm=name_of(resolved), others=undemanding(), key=key)
+
+
+def refuse_sharding(run: RunSettings, world: World, device: torch.device, dashes: str) -> None:
+    """Weights cut over processes where there is one, or on a kind of device that it was not made for. A collective."""
+    if world.size > 1 and world.sum(int(run.fsdp)) not in (0, world.size):
+        raise ValueError(f"{dashes}fsdp was given to some of the {world.size} processes: start all with one command.")
+    if not run.fsdp:
+        return
+    if world.size == 1:
+        raise ValueError(
+            f"{dashes}fsdp cuts the weights over several processes, and this is one alone: start it with torchrun or "
+            "accelerate launch, as `torchrun --nproc-per-node 2 -m tastemaker train ...`, or leave it out."
+        )
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"{dashes}fsdp was not tried on {device.type}: leave it out, or give {dashes}device cuda.")
 
 
 def refuse_comparison(resolved: config.Resolved, reward: NamedReward, dashes: str) -> None:

@@ -20,7 +20,6 @@ from tastemaker.evaluation.watch import Watch
 from tastemaker.exports import diffusers as export
 from tastemaker.exports import hub
 from tastemaker.outcome import Run
-from tastemaker.policy.policy import Exportable
 from tastemaker.preparation import Parts, prepare, read_by_alarms
 from tastemaker.process.samplers import DDIM
 from tastemaker.reports import starts, trackers
@@ -229,9 +228,8 @@ def _watching(parts: Parts, trial: Trial) -> Watching | None:
 def _alarmed(parts: Parts, why: str) -> Run:
     """An alarm stopped the run: the weights as they are, and why; no evaluation is made of them."""
     weights = parts.output / (export.LORA if parts.run.lora else export.PIPELINE)
+    _export(parts)
     if parts.world.rank == 0:
-        with parts.policy.using("ema") if parts.run.ema is not None else nullcontext():
-            export.save(parts.policy, parts.output)
         print(f"stopped by an alarm, {why}\n  {weights}\n  {reporting.Beside(parts.output).write()}")
         best = parts.output / BEST
         if best.is_file():
@@ -245,13 +243,14 @@ def _alarmed(parts: Parts, why: str) -> Run:
 def _ended(parts: Parts, results: Results) -> Run:
     """Weights, pictures and the push, by rank 0; every rank returns when the files are there."""
     run, output, world = parts.run, parts.output, parts.world
+    weights = output / (export.LORA if run.lora else export.PIPELINE)
+    _export(parts)
     if world.rank == 0:
-        _show(parts.policy, results, run, parts.reward.name)
+        _show(results, parts.reward.name, weights)
     world.barrier()
     if world.rank == 0 and run.push_to_hub:
         pushed = hub.push(output, run.hub_model_id)
         print(pushed.message, file=sys.stdout if pushed.url else sys.stderr)
-    weights = output / (export.LORA if run.lora else export.PIPELINE)
     return Run(output, True, weights, tuple(parts.judges), parts.judged)
 
 
@@ -275,10 +274,16 @@ def _evaluation(
     return evaluate
 
 
-def _show(policy: Exportable, results: Results, run: RunSettings, reward: str) -> None:
-    """Exports the weights, draws the pictures and the curve, and says what came out."""
-    with policy.using("ema") if run.ema is not None else nullcontext():
-        weights = export.save(policy, results.folder)
+def _export(parts: Parts) -> None:
+    """The weights for other programs, written by rank 0."""
+    policy = parts.policy
+    with policy.using("ema") if parts.run.ema is not None else nullcontext(), policy.gathered():
+        if parts.world.rank == 0:
+            export.save(policy, parts.output)
+
+
+def _show(results: Results, reward: str, weights: Path) -> None:
+    """Draws the pictures and the curve, and says what came out."""
     print("\n".join(["", *results.sentences(), ""]))
     for path in (results.before_after(), results.curve(reward), reporting.Beside(results.folder).write(), weights):
         if path:

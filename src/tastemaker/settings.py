@@ -90,6 +90,7 @@ class RunSettings:
     attention_backend: str | None = None  # diffusers' name of a kernel: flash, xformers, ...; none is torch's choice
     compile: bool = False  # torch.compile of the blocks that the network repeats: slow to begin, then faster
     cpu_offload: bool = False  # the VAE visits the device for decoding alone
+    fsdp: bool = False  # each of several processes keeps a part of the weights, where `--no-lora` trains all of them
     quantise: Literal["8bit", "4bit"] | None = None  # bits of the frozen network (pip install 'tastemaker[memory]')
     adam_beta1: float = 0.9  # AdamW's memory of the gradient
     adam_beta2: float = 0.999  # and of its square
@@ -147,6 +148,8 @@ class RunSettings:
             self.quantise is None or self.lora is not None,
             f"quantise is {self.quantise!r}, but without LoRA the whole network is trained: leave one of them out.",
         )
+        if self.fsdp:
+            _check_fsdp(self)
         if self.fit is not None:
             amount(self.fit)
         check_stops(self.stop_on, self.alarms)
@@ -155,3 +158,18 @@ class RunSettings:
     def fit_bytes(self) -> int | None:
         """`fit` in bytes."""
         return None if self.fit is None else amount(self.fit)
+
+
+def _check_fsdp(run: RunSettings) -> None:
+    """What goes with weights that are cut over processes, and what does not or was never tried."""
+    need(
+        run.lora is None,
+        "fsdp has little to cut where a LoRA is trained, which is small: leave it out, or give --no-lora to train the "
+        "whole network.",
+    )
+    for name in ("use_8bit_adam", "compile", "cpu_offload"):
+        need(not getattr(run, name), f"fsdp does not go with {name}: leave one of them out.")
+    need(
+        run.mixed_precision != "fp16",
+        "fsdp does not go with mixed_precision=fp16, whose scaled loss was not tried with it: use bf16, or no.",
+    )

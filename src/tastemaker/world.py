@@ -10,49 +10,23 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from datetime import timedelta
-from enum import IntEnum
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tastemaker import groups
+from tastemaker import groups, shards, summing
+from tastemaker.messages import DEAF, Kind, Message, awaited, by_rank, out_of_step
 
-BUCKET = 2**25  # elements a sum of gradients moves at once: 128 MiB of fp32 beside the gradients themselves.
 LOOK = 0.5  # seconds between two looks for another rank's stop request while nothing else is exchanged.
 
 
 class Stop(Exception):
     """This run was asked to stop. Every rank raises it, each at the next place where it listens."""
-
-
-class Kind(IntEnum):
-    """What a rank is about to do."""
-
-    STOP = 0
-    UPDATE = 1
-    END = 2
-    SUM = 3
-    MAXIMUM = 4
-    GATHER = 5
-    GRADIENTS = 6
-    TEXT = 7
-    BARRIER = 8
-
-
-DEAF = frozenset({Kind.END, Kind.TEXT, Kind.BARRIER})  # here a request to stop waits for the next place that listens
-
-
-class Message(NamedTuple):
-    """What one rank said before a collective."""
-
-    kind: Kind
-    n: int
-    stop: bool
 
 
 class Noticeboard(Protocol):
@@ -70,13 +44,33 @@ class HasBatch(Protocol):
     def batch(self) -> Sized: ...
 
 
+class Filler(Protocol):
+    """What a rank does for others where every call of a network takes all ranks, for its weights are cut over them."""
+
+    @property
+    def made(self) -> int:
+        """Calls with a graph that wait for their backward pass."""
+
+    def fill(self, call: int) -> None:
+        """One call of that number, whose answer nobody asks for."""
+
+    def nothing(self) -> Tensor:
+        """Zero, with the graph of all those calls: its gradient is zeros."""
+
+    def join(self) -> None:
+        """The backward pass of `nothing`."""
+
+    def drop(self) -> None: ...
+
+
 U = TypeVar("U", bound=HasBatch)
 
 
 class World:
     """All processes of this run; `World()` is one alone and `World.here()` joins the others.
 
-    Every method but `request_stop` and `poll` is a collective: all ranks call it, in the same order.
+    Every method but `request_stop` and `poll` is a collective, if it does not say otherwise: all ranks call it, in the
+    same order.
     """
 
     def __init__(
@@ -93,6 +87,7 @@ class World:
         self._held = 0
         self._stops = 0  # names the request that all ranks look for: one more after each Stop
         self._looked = 0.0
+        self._filler: Filler | None = None
 
     @classmethod
     def here(cls, device: str = "cpu", *, timeout: timedelta = timedelta(minutes=30)) -> World:
@@ -176,7 +171,8 @@ class World:
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Every gradient becomes the sum over the ranks; one that is missing counts as zero and becomes zeros.
 
-        Ranks pass the same parameters in the same order. They end with the same bits.
+        Sharded ones are the sum already, which the backward pass makes. Ranks pass the same parameters in the same
+        order. They end with the same bits.
         """
         parameters = list(parameters)
         for parameter in parameters:
@@ -184,23 +180,40 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
         sizes = [message.n for message in self._say(Kind.GRADIENTS, sum(p.numel() for p in parameters))]
         if len(set(sizes)) > 1:
-            raise RuntimeError(f"ranks train different weights: {_by_rank(sizes)} numbers of them.")
-        if self.size > 1:
-            for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
-                self._add(bucket)
+            raise RuntimeError(f"ranks train different weights: {by_rank(sizes)} numbers of them.")
+        if self.size > 1 and not self.sharded:
+            summing.add([p.grad for p in parameters if p.grad is not None], self._control)
 
-    def _add(self, bucket: list[Tensor]) -> None:
-        """Sums the tensors of a bucket over the ranks, in place."""
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        if flat.device.type == "cuda":
-            dist.all_reduce(flat)
-        else:
-            flat = flat.cpu()
-            dist.all_reduce(flat, group=self._control)
-        start = 0
-        for gradient in bucket:
-            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-            start += gradient.numel()
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are cut over the ranks. No collective."""
+        return self._filler is not None
+
+    def share(self, filler: Filler) -> None:
+        """From now on the calls of this network are made by all ranks together. No collective."""
+        self._filler = filler
+
+    def call(self, number: int) -> None:
+        """Said before each call of a sharded network; ranks that are elsewhere, and make fewer, fill in."""
+        self._say(Kind.CALL, number)
+
+    def joined(self, loss: Tensor) -> Tensor:
+        """The loss, said before its backward pass: with the calls of a sharded network that were made for others."""
+        if self._filler is None:
+            return loss
+        self._say(Kind.BACKWARD, self._filler.made)
+        return loss + self._filler.nothing()
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they are; sharded ones whole, on rank 0's CPU, one after the other, and nowhere else."""
+        found, cut = dict(tensors), [name for name, tensor in tensors.items() if shards.is_sharded(tensor)]
+        if cut:
+            self._say(Kind.WHOLE, len(cut))
+        for name in cut:
+            whole = shards.whole(found.pop(name))
+            if self.rank == 0:
+                found[name] = whole.cpu()
+        return found
 
     def lockstep(self, updates: Iterator[U]) -> Iterator[U]:
         """The updates, each once every rank has its own.
@@ -252,8 +265,24 @@ class World:
     def _say(self, kind: Kind, n: int) -> list[Message]:
         """Tells every rank what this one is about to do, and returns what each said; raises if they cannot go on.
 
-        A rank that says STOP has left its place already, so all follow it, wherever they are.
+        A rank that says STOP has left its place already, so all follow it, wherever they are. Where others are about to
+        call a sharded network, or to go back through it, this one joins in and says its own again.
         """
+        said = self._round(kind, n)
+        while (first := awaited(said)) is not None and (first.kind, first.n) != (kind, n):
+            assert self._filler is not None, "a call of all ranks, and this one has no sharded network"
+            if first.kind is Kind.CALL:
+                self._filler.fill(first.n)
+            else:
+                self._filler.join()
+            said = self._round(kind, n)
+        kinds = [message.kind for message in said]
+        if first is None and len(set(kinds)) > 1:
+            raise RuntimeError(out_of_step(kinds))
+        return said
+
+    def _round(self, kind: Kind, n: int) -> list[Message]:
+        """What each rank says. Errors: Stop where one asks for it."""
         stop = self._asked and kind not in DEAF and not self._held
         mine = torch.tensor([kind, n, stop], dtype=torch.int64, device="cpu")
         rows = [mine]
@@ -261,37 +290,9 @@ class World:
             rows = [torch.empty_like(mine) for _ in range(self.size)]
             dist.all_gather(rows, mine, group=self._control)
         said = [Message(Kind(row[0]), row[1], bool(row[2])) for row in torch.stack(rows).tolist()]
-        kinds = [message.kind for message in said]
-        if Kind.STOP not in kinds and len(set(kinds)) > 1:
-            raise RuntimeError(_out_of_step(kinds))
-        if Kind.STOP in kinds or any(message.stop for message in said):
+        if any(message.stop or message.kind is Kind.STOP for message in said):
             self._asked, self._stops = False, self._stops + 1
+            if self._filler is not None:
+                self._filler.drop()
             raise Stop("the run was asked to stop.")
         return said
-
-
-def _out_of_step(kinds: Sequence[Kind]) -> str:
-    ended = [rank for rank, kind in enumerate(kinds) if kind is Kind.END]
-    more = [rank for rank, kind in enumerate(kinds) if kind is Kind.UPDATE]
-    if len(ended) + len(more) == len(kinds):
-        return (
-            f"only ranks {more} have one more update, ranks {ended} have none. An algorithm yields equally many "
-            "updates on every rank; a rank without items yields an update of 0 items."
-        )
-    return f"ranks are out of step: {_by_rank([kind.name.lower() for kind in kinds])}."
-
-
-def _by_rank(values: Sequence[object]) -> str:
-    return ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(values))
-
-
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The gradients in their order, together as long as they are of one dtype and device and up to BUCKET elements."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for gradient in gradients:
-        bucket = kinds.setdefault((gradient.dtype, gradient.device), [])
-        if bucket and sum(other.numel() for other in bucket) + gradient.numel() > BUCKET:
-            yield bucket
-            bucket = kinds[gradient.dtype, gradient.device] = []
-        bucket.append(gradient)
-    yield from kinds.values()

@@ -16,7 +16,10 @@ JUDGING = {"process", "prompts", "iteration", "rollout", "rewards", "policy", "w
 # layer -> (our modules, each with all below it; other people's packages).  The most specific entry counts.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "groups": (set(), {"torch"}),
-    "world": ({"groups"}, {"torch"}),
+    "messages": (set(), set()),
+    "summing": (set(), {"torch"}),
+    "shards": (set(), {"torch"}),
+    "world": ({"groups", "messages", "shards", "summing"}, {"torch"}),
     "process": ({"process"}, {"torch"}),
     "credit": (set(), {"torch"}),
     "prompts": ({"prompts"}, set()),
@@ -33,7 +36,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "rewards.terms": ({"prompts"}, {"yaml"}),
     "policy": (
-        {"process", "prompts", "policy"},
+        {"process", "prompts", "shards", "policy"},
         {"torch", "diffusers", "peft", "transformers", "safetensors", "huggingface_hub"},
     ),
     "policy.presets": (set(), {"yaml"}),
@@ -55,7 +58,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "training": (
-        SEAM | {"iteration", "algorithms.algorithm", "rewards.recorded", "reports", "training"},
+        SEAM | {"shards", "iteration", "algorithms.algorithm", "rewards.recorded", "reports", "training"},
         {"torch", "safetensors", "bitsandbytes", "tqdm"},
     ),
     "checks": (

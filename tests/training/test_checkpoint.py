@@ -200,6 +200,7 @@ class Threads:
     """A world of two ranks in two threads."""
 
     size = 2
+    whole = staticmethod(dict)
 
     def __init__(self, rank: int, shared: dict[str, Any]) -> None:
         self.rank, self._shared = rank, shared

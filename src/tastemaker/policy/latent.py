@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tastemaker.policy import pipelines, switches
+from tastemaker.policy import pipelines, sharding, switches
 from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import Request, half, quiet
@@ -73,6 +73,7 @@ class LatentPolicy(ABC):
         self._encoders = [one for one in (getattr(self._pipeline, name) for name in texts) if one is not None]
         self._schedules: dict[int, Schedule] = {}
         self._texts = TextCache(self._encode_texts)
+        self._calls: sharding.Calls | None = None
 
     def _begin(self, request: Request) -> None:
         """Devices, dtypes, memory format; then the adapter, which takes them over."""
@@ -84,9 +85,13 @@ class LatentPolicy(ABC):
             with quiet():
                 self._vae.to(self._half)
         network = self._denoiser
-        network.to(self.device, memory_format=self._format)
         switches.prepare(request, network, self._vae)
-        self._weights = Weights(network, request.lora, sets=request.sets, start=self._start, seed=request.seed)
+        if request.together is not None:
+            self._calls = sharding.Calls(network, self.device, request.together, request.sets, self._example)
+            self._weights: Weights = self._calls.weights
+        else:
+            network.to(self.device, memory_format=self._format)
+            self._weights = Weights(network, request.lora, sets=request.sets, start=self._start, seed=request.seed)
         self._start = None
 
     # ---- what a family says
@@ -166,8 +171,17 @@ class LatentPolicy(ABC):
         # The cache of low-precision copies is off: entries made without a graph would serve a call that needs one,
         # entries of one weight set a call with another. Within one call every weight is read once, so it saves nothing.
         with torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False):
-            output = self._call(x, t, *texts)
+            output = self._call(x, t, *texts) if self._calls is None else self._calls.told(self._call, x, t, *texts)
         return output.float().contiguous()
+
+    def _example(self) -> None:
+        """One call of the network that counts for nothing."""
+        counted, self.rows = self.rows, Rows()
+        try:
+            x = torch.zeros(1, *self.latent_shape, device=self.device)
+            self.predict(x, 0, self.schedule(2), self.encode([""]), 1.0)
+        finally:
+            self.rows = counted
 
     # ---- pictures
 
@@ -239,6 +253,10 @@ class LatentPolicy(ABC):
         for part in (*self._encoders, self._vae):
             part.to(self.device)
         return self._pipeline
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, rank 0's pipeline has the whole network, on the CPU, if it is cut over processes: all enter it."""
+        return self._calls.gathered(self._pipeline, self._component) if self._calls else nullcontext()
 
     def save_pipeline(self, folder: Path) -> None:
         """The whole model in diffusers layout, the tuned network and all that its base has beside it."""

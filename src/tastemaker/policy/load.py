@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from tastemaker.policy.policy import Exportable
+    from tastemaker.policy.sharding import Together
     from tastemaker.policy.weights import LoRA
 
 FAMILIES = {
@@ -80,6 +81,7 @@ class Request:
     quantise: str | None
     sets: tuple[str, ...]
     seed: int
+    together: Together | None = None
 
 
 def load(
@@ -102,10 +104,11 @@ def load(
     variant: str | None = None,
     sets: tuple[str, ...] = ("base",),
     seed: int = 0,
+    together: Together | None = None,
 ) -> Exportable:
     """The policy of a built-in name, a folder in diffusers layout, a .safetensors file or a hub id.
 
-    `lora=None` is full tuning.
+    `lora=None` is full tuning; `together`: the processes over which its weights are cut.
 
     Raises ValueError, naming the flag, when the model is not there, is of an unknown family, or the sizes do not fit.
     """
@@ -116,7 +119,7 @@ def load(
     files = find(model, revision, variant)
     switches = (gradient_checkpointing, vae_slicing, vae_tiling, attention_backend, compile, cpu_offload, quantise)
     size, place = Size(resolution, height, width), torch.device(device)
-    request = Request(files, size, lora, place, mixed_precision, *switches, sets, seed)
+    request = Request(files, size, lora, place, mixed_precision, *switches, sets, seed, together)
     return _family(files)(request)
 
 

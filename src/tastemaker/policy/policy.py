@@ -82,7 +82,7 @@ class Policy(Protocol):
         """The trainable tensors by a name that stays the same from run to run."""
 
     def state(self) -> dict[str, Tensor]:
-        """The trainable tensors and the sets that change, for a checkpoint; views, not copies."""
+        """The trainable tensors and the sets that change, for a checkpoint; views, not copies, and of `World.whole`."""
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave; a missing, unknown or misshapen tensor is a ValueError."""
@@ -93,6 +93,9 @@ class Exportable(Policy, Protocol):
 
     def lora_tensors(self) -> dict[str, Tensor] | None:
         """The adapter under the key names of its family's LoRA files, alpha / rank baked in; None without one."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, `save_pipeline` has what it needs on rank 0; all processes enter it."""
 
     def save_pipeline(self, folder: Path) -> None:
         """The whole model in diffusers layout, with all that its base has beside the tuned network."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tastemaker import shards
 from tastemaker.process.noise import Key
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class Weights:
         if lora and lora.dora:
             _measure(network, self._named, start or {})
         for parameter in self._named.values():
-            parameter.data = parameter.data.float()
+            if parameter.dtype.itemsize < 4:
+                parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         network.eval()  # dropout would make the ratio of a new to an old probability random
         self._layers = _adapter_layers(network) if lora else []
@@ -138,13 +140,17 @@ class Weights:
         assert self._active == CURRENT, "blend inside using(): the current weights are exchanged"
         with torch.no_grad():
             for kept, parameter in zip(self._sets[name], self.parameters(), strict=True):
+                there, here = shards.local(kept), shards.local(parameter)
                 if keep == 0.0:
-                    kept.copy_(parameter)  # lerp would keep a NaN of the old content
+                    there.copy_(here)  # lerp would keep a NaN of the old content
                 else:
-                    kept.lerp_(parameter, 1.0 - keep)
+                    there.lerp_(here, 1.0 - keep)
 
     def state(self) -> dict[str, Tensor]:
-        """`current/<name>` and `<set>/<name>` -> tensor; "base" is not among them, the model's own files hold it."""
+        """`current/<name>` and `<set>/<name>` -> tensor; "base" is not among them, the model's own files hold it.
+
+        Where several processes hold parts of the weights, `World.whole` puts them together.
+        """
         assert self._active == CURRENT, "state inside using(): the current weights are exchanged"
         tensors = {f"{CURRENT}/{name}": parameter.detach() for name, parameter in self._named.items()}
         for kept, values in self._sets.items():
@@ -163,7 +169,7 @@ class Weights:
             )
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(tensors[name])
+                shards.local(tensor).copy_(shards.cut(tensors[name], like=tensor))
 
     def adapter(self) -> dict[str, Tensor]:
         """The adapter by name, its factor baked into B: what a loader without any metadata shows is the same."""

@@ -67,7 +67,8 @@ class Best:
             return
         found = content()
         small = sum(tensor.nbytes for tensor in found.tensors.values()) <= HELD
-        kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.tensors.items()} if small else {}
+        own = self.world.whole(found.tensors) if small else {}
+        kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in own.items()}
         self._candidate = Candidate(cursor, None, Content(kept, found.data)) if small else None
 
     def settle(self, worth: Worth | None) -> None:

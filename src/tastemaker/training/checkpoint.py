@@ -57,14 +57,14 @@ class Checkpoint(NamedTuple):
 
 
 class Processes(Protocol):
-    """What saving asks of a `World`. Neither call may raise Stop: a checkpoint is what a stop is for."""
+    """What saving asks of a `World`. No call may raise Stop: a checkpoint is what a stop is for."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
+    rank: int
+    size: int
+
     def barrier(self) -> None: ...
     def broadcast_text(self, text: str | None) -> str: ...
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
 
 class Checkpoints:
@@ -92,6 +92,7 @@ class Checkpoints:
         it cannot be written; the checkpoints before it are untouched then.
         """
         final, temporary = self.folder / cursor.name, self.folder / f".tmp-{cursor.name}"
+        tensors = self._world.whole(tensors) if self._world else tensors
         parts = {f"rollout-{self._rank}": encoded(per_rank)} if per_rank is not None else {}
         problem = ""
         if self._rank == 0:

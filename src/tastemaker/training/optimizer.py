@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tastemaker import shards
+
 SCHEDULES: Mapping[str, Callable[[float], float]] = {  # share of the way after warm-up -> share of the learning rate
     "constant": lambda done: 1.0,
     "linear": lambda done: 1.0 - done,
@@ -138,7 +140,7 @@ class Optimizer:
         if self._scaler is not None:
             self._scaler.unscale_(self._adam)
         grads = [p.grad for p in self._named.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = shards.whole(torch.nn.utils.get_total_norm(grads))
         length = norm.item()  # the one wait for the device in a step
         taken = math.isfinite(length)
         if taken:
@@ -159,7 +161,10 @@ class Optimizer:
             self.averaged += 1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by `<moment>/<parameter's name>`, and all that is not a tensor as plain data. Views, not copies."""
+        """Tensors by `<moment>/<parameter's name>`, and all that is not a tensor as plain data. Views, not copies.
+
+        Where several processes hold parts of the weights, `World.whole` puts them together.
+        """
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, dict[str, Any]] = {}
         for name, parameter in self._named.items():
@@ -201,7 +206,7 @@ _COUNTS = ("updates", "skipped", "consecutive_skips", "averaged")
 def _placed(tensor: Tensor, parameter: nn.Parameter, moment: str) -> Tensor:
     """A copy where and in the layout in which the optimizer keeps it (torch's AdamW counts its steps on the CPU)."""
     if tensor.shape == parameter.shape and moment != "step":
-        return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor).detach()
+        return shards.copied(tensor, parameter, tensor.dtype)
     return tensor.clone() if moment == "step" else tensor.to(parameter.device, copy=True)
 
 

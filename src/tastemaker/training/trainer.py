@@ -206,7 +206,12 @@ def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progr
         try:
             stats = _backward(it, optimizer, update, rows, total, progress)
             break
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if it.world.sharded:  # the others are in the middle of the same call
+                raise ValueError(
+                    "out of memory with --fsdp, under which no process can take smaller calls than the others: lower "
+                    "--plan.micro_batch, use --gradient_checkpointing, or start more processes."
+                ) from error
             if rows > 1:
                 what = f"out of memory with {rows} items a call: trying {rows // 2}."
                 warnings.warn(what, RuntimeWarning, stacklevel=2)
@@ -236,7 +241,7 @@ def _backward(
             raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {found}.")
         failed = loss.stats["reward"][:own].isnan() if "reward" in loss.stats else torch.zeros(own, dtype=torch.bool)
         scored = ~failed.to(loss.value.device)
-        optimizer.backward(torch.where(scored, loss.value[:own], 0.0).sum() / total)
+        optimizer.backward(it.world.joined(torch.where(scored, loss.value[:own], 0.0).sum() / total))
         stats.setdefault("loss", []).append(loss.value.detach()[:own][scored])
         for name, value in loss.stats.items():
             stats.setdefault(name, []).append(value[:own])

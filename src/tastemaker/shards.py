@@ -1,0 +1,45 @@
+"""Tensors of which every process holds a part, as FSDP2 cuts them: along their first axis, in the ranks' order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether other processes hold parts of it (a DTensor; its module takes half a second to import)."""
+    return hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, the same memory; a tensor that is whole is itself. Its rows may be none."""
+    sharded: Any = tensor
+    part: Tensor = sharded._local_tensor if is_sharded(tensor) else tensor
+    return part.detach()
+
+
+def cut(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, cut as `like` is; the whole where that is whole. Nothing is sent."""
+    if not is_sharded(like):
+        return whole
+    sharded: Any = like
+    rows = -(-len(whole) // sharded.device_mesh.size())  # of all parts but the last ones
+    start = min(sharded.device_mesh.get_local_rank() * rows, len(whole))
+    return whole[start : start + len(local(like))]
+
+
+@torch.no_grad()
+def copied(whole: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of a whole tensor where and cut as `like` is."""
+    made = torch.empty_like(like, dtype=dtype)
+    local(made).copy_(cut(whole, like))
+    return made.detach()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on its own device: where others hold parts, a collective of all of them; what is whole is itself."""
+    sharded: Any = tensor.detach()
+    made: Tensor = sharded.full_tensor() if is_sharded(tensor) else tensor
+    return made
