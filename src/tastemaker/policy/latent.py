@@ -240,6 +240,14 @@ class LatentPolicy(ABC):
             part.to(self.device)
         return self._pipeline
 
+    def frozen(self) -> dict[str, dict[str, Tensor]]:
+        trained = {id(parameter) for parameter in self.parameters()}
+        networks = {name: part for name, part in self._pipeline.components.items() if isinstance(part, nn.Module)}
+        return {
+            name: {key: t for key, t in part.state_dict(keep_vars=True).items() if id(t) not in trained}
+            for name, part in networks.items()
+        }
+
     def save_pipeline(self, folder: Path) -> None:
         """The whole model in diffusers layout, the tuned network and all that its base has beside it."""
         pipelines.write(self._pipeline, self._files, folder)
