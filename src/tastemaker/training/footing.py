@@ -13,7 +13,7 @@ from tastemaker.plan import Plan
 def footing(plan: Plan, device: torch.device) -> dict[str, Any]:
     """What has to be the same for the same bits; the random numbers and the order of an iteration are not of it."""
     found: dict[str, Any] = {"processes": plan.devices, "micro_batch": plan.micro_batch}
-    found |= {"sampling_batch": plan.sampling_batch, "device": device.type, "torch": torch.__version__}
+    found |= {"sampling_batch": plan.sampling_batch, "device": device.type, "torch": str(torch.__version__)}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
     if device.type == "cpu":
