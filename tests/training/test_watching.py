@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.evaluation.alarms import Alarms, Rules
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
@@ -27,7 +27,7 @@ from tastemaker.world import World
 from toy import Toy
 from toy_runs import SEED, TEXTS, metrics, same
 from trajectories.ranks import Case, Halting
-from trajectories.test_resume import COPIED, LAST, MATCHED, PLAIN, WINDOWS
+from trajectories.test_resume import COPIED, LAST, MATCHED, PLAIN, SMALL, WINDOWS
 
 
 def small(images: Tensor, prompts: Any) -> Tensor:
@@ -178,7 +178,7 @@ def test_the_best_one_outlives_the_limit_and_not_a_restart_before_it(tmp_path: P
     for start in (latest, of_old):  # of an earlier version, which wrote no list
         Best(tmp_path, World(), Merit(BY)).rewind(start, metrics_file)
         assert read_json(tmp_path / "best.json")["kept"] == kept
-    before = of_old._replace(cursor=Cursor(1, 3))
+    before = of_old._replace(cursor=Cursor(0, 3))
     Best(tmp_path, World(), Merit(BY)).rewind(before, metrics_file)
     assert not (tmp_path / "best.json").exists() and not list((tmp_path / "checkpoints" / "best").iterdir())
 
@@ -194,7 +194,7 @@ def read_json(file: Path) -> Any:
 
 @pytest.mark.parametrize(("by", "save"), [("reward", 0), ("parts.half", 2), (BY, 1)])
 def test_so_many_of_the_best_are_kept_best_first(by: str, save: int, tmp_path: Path) -> None:
-    case = PLAIN._replace(algorithm=replace(PLAIN.algorithm, iterations=6))  # type: ignore[type-var]
+    case = Case(DDPO(clip=0.2, learning_rate=0.02, **SMALL | {"iterations": 6}), lost=(3,))
     run, _ = made(case, tmp_path, save=save, window=1, keep=2, by=by)
     run.best.merit.window = 1  # type: ignore[union-attr]
     assert run.train()

@@ -60,7 +60,7 @@ class Best:
         self.folder, self.world, self.merit, self.keep = folder, world, merit, keep
         self.checkpoints = Checkpoints(folder / "checkpoints" / "best", world=world)
         self.rows: list[dict[str, Any]] = []  # best first
-        self._saved: list[dict[str, Any]] = []  # as the newest ordinary checkpoint has them
+        self._needed: set[Path] = set()  # by a run that goes on from the newest ordinary checkpoint
         self._candidate: Candidate | None = None
 
     def rewind(self, start: Checkpoint | None, metrics: Path) -> None:
@@ -72,7 +72,8 @@ class Best:
                 self.merit.see(row)
         self._candidate = self._begun_with(start) if start else None
         if self.world.rank == 0:
-            self.rows = self._saved = self._listed(start) if start else []
+            self.rows = self._listed(start) if start else []
+            self._needed = self._places()  # with the candidate's
             self._write()
             self._drop()
         self.world.barrier()
@@ -80,8 +81,9 @@ class Best:
     def offer(self, cursor: Cursor, written: Path | None, content: Callable[[], Content]) -> None:
         """The weights with which the next iteration begins; the list is in what was written of them."""
         if written is not None:
-            self._candidate, self._saved = Candidate(cursor, written, None), self.rows
+            self._candidate = Candidate(cursor, written, None)
             if self.world.rank == 0:
+                self._needed = self._places()
                 self._drop()
             return
         found = content()
@@ -149,14 +151,18 @@ class Best:
         part.replace(self.folder / BEST)
 
     def _drop(self) -> None:
-        """Removes what neither the list names nor that of the newest ordinary checkpoint, out of sight first."""
-        wanted = {self.folder / row["checkpoint"] for row in (*self.rows, *self._saved)}
-        wanted |= {self._candidate.written} if self._candidate and self._candidate.written else set()
+        """Removes what neither this run needs nor one from the newest ordinary checkpoint on; out of sight first."""
+        wanted = self._needed | self._places()
         for path in self.checkpoints.folder.glob("checkpoint-*"):
             if path not in wanted:
                 gone = path.with_name(f".gone-{path.name}")
                 path.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
+
+    def _places(self) -> set[Path]:
+        """Where those of the list lie, and what waits for its pictures, if that is on the disk."""
+        waiting = {self._candidate.written} if self._candidate and self._candidate.written else set()
+        return {self.folder / row["checkpoint"] for row in self.rows} | waiting
 
     def _kept(self, candidate: Candidate) -> Path | None:
         """Where the candidate lies now; None, with a message, where it could not be written."""
