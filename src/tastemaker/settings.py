@@ -135,6 +135,22 @@ class RunSettings:
         need(self.adam_epsilon > 0, f"adam_epsilon is {self.adam_epsilon}; it is positive.")
         for name in ("lr_warmup_steps", "checkpointing_steps", "best_checkpoints"):
             need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it is 0 or more.")
+        self._check_kept()
+        need(self.save_samples == "all" or self.save_samples >= 0, f"save_samples is {self.save_samples}; 0 or more.")
+        need(
+            not (self.overwrite and self.resume_from_checkpoint),
+            "overwrite empties the folder that resume_from_checkpoint would read: give one of them.",
+        )
+        need(
+            self.quantise is None or self.lora is not None,
+            f"quantise is {self.quantise!r}, but without LoRA the whole network is trained: leave one of them out.",
+        )
+        if self.fit is not None:
+            amount(self.fit)
+        check_stops(self.stop_on, self.alarms)
+
+    def _check_kept(self) -> None:
+        """What is said of checkpoints that stay."""
         limit = self.checkpoints_total_limit
         need(
             limit is None or limit >= 2,
@@ -148,18 +164,6 @@ class RunSettings:
             self.best_metric is None or self.alarms is None or self.alarms.best is None,
             f"best_metric is {self.best_metric!r}, which alarms.best says too: leave one of them out.",
         )
-        need(self.save_samples == "all" or self.save_samples >= 0, f"save_samples is {self.save_samples}; 0 or more.")
-        need(
-            not (self.overwrite and self.resume_from_checkpoint),
-            "overwrite empties the folder that resume_from_checkpoint would read: give one of them.",
-        )
-        need(
-            self.quantise is None or self.lora is not None,
-            f"quantise is {self.quantise!r}, but without LoRA the whole network is trained: leave one of them out.",
-        )
-        if self.fit is not None:
-            amount(self.fit)
-        check_stops(self.stop_on, self.alarms)
 
     @property
     def fit_bytes(self) -> int | None:
