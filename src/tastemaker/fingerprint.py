@@ -22,6 +22,7 @@ from tastemaker.rewards.terms import is_sum, whole
 PACKAGE = Path(__file__).parent
 MOST = 200_000  # prompts that are read, a second or two; of longer lists those that are drawn stand for all
 LONGEST = 1000  # letters of a path
+FEW = 2**30  # bytes of trained tensors, an adapter's and more: every one of them is compared
 CHUNK = 2**27  # bytes of a tensor that are added up at once
 
 
@@ -50,15 +51,14 @@ def of_files(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def of_weights(policy: Exportable) -> dict[str, str]:
-    """The trained tensors bit for bit, and sums over the bits of those that are frozen.
+    """The trained tensors bit for bit, where they are no whole network; of all others sums over their bits.
 
     Of tensors that are spread over the processes nobody has the whole: their names and shapes count.
     """
-    trained, frozen = policy.state(), policy.frozen()
-    found = {"trained weights": _digest(_exact(name, trained[name]) for name in sorted(trained))}
-    for part, tensors in frozen.items():
-        found[f"frozen {part}"] = _digest(f"{name} {_told(t)} {_sum(t)}" for name, t in sorted(tensors.items()))
-    return found
+    trained = policy.named_parameters()
+    few = sum(tensor.nbytes for tensor in trained.values()) <= FEW
+    found = {"trained weights": _digest(_exact(trained) if few else _sums(trained))}
+    return found | {f"frozen {part}": _digest(_sums(tensors)) for part, tensors in policy.frozen().items()}
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -118,12 +118,17 @@ def _told(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _exact(name: str, tensor: Tensor) -> bytes:
-    head = f"{name} {_told(tensor)} ".encode()
-    if isinstance(tensor, DTensor):
-        return head
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return head + flat.view(torch.uint8).numpy().tobytes()
+def _exact(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """Names, kinds and bytes, in the order of the names."""
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {_told(tensor)}"
+        if not isinstance(tensor, DTensor):
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _sums(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Names, kinds and sums, likewise."""
+    return (f"{name} {_told(tensor)} {_sum(tensor)}" for name, tensor in sorted(tensors.items()))
 
 
 @torch.no_grad()
