@@ -26,6 +26,7 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import named
 from tastemaker.training.best import Best
+from tastemaker.training.merit import Merit
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 
@@ -50,7 +51,7 @@ class Turns:
         watch = Watch(alarms, run.algorithm.training_sampler, [named("shapes_judge")], strips)
         watch._strips = partial(self._timed, watch._strips)  # type: ignore[method-assign]
         watching = Watching(folder, watch, partial(Rules, alarms, ["shapes_judge"]))
-        best, tell = Best(folder, run.world), run.record.tell
+        best, tell = Best(folder, run.world, Merit("held_out.shapes_judge")), run.record.tell
 
         def switch(index: int) -> None:
             on = index % 4 in (0, 1)

@@ -59,12 +59,53 @@ def test_an_alarm_stops_the_run_says_why_and_leaves_weights(tmp_path: Path) -> N
         ("--stop_on drift --alarms.drift none", "--stop_on is 'drift', but that alarm is off"),
         ("--alarms.pictures 0", "--alarms.pictures is 0; it is 1 or more"),
         ("--alarms.drft 1", "--alarms.drft is not a setting of alarms.  Did you mean `--alarms.drift`"),
-        ("--alarms.best clip", "--alarms.best is 'clip'; it is one of --held_out_rewards that is no oracle: none is"),
+        ("--best_metric clip", "--best_metric is 'clip'; it is one of reward, redness."),
+        (
+            "--best_metric redness --no-alarms",
+            "--best_metric is 'redness'; it is one of reward. Held-out rewards are mea",
+        ),
+        (
+            "--best_metric reward --best_checkpoints 0",
+            "--best_metric is 'reward', but best_checkpoints is 0: leave one",
+        ),
+        ("--best_metric reward --alarms.best redness", "--best_metric is 'reward', which alarms.best says too: leave"),
+        ("--best_checkpoints -1", "--best_checkpoints is -1; it is 0 or more."),
+        ("--alarms.best clip", "--alarms.best is 'clip'; it is one of --held_out_rewards that is no oracle: redness"),
     ],
 )
 def test_wrong_settings_are_named_as_typed(flags: str, said: str, tmp_path: Path) -> None:
-    ran = runs.call(*runs.words(tmp_path / "run", *flags.split()))
+    held_out = ("--held_out_rewards", runs.reward("redness"))
+    ran = runs.call(*runs.words(tmp_path / "run", *held_out, *flags.split()))
     assert ran.code == 2 and ran.err.startswith(f"tastemaker: {said}") and not (tmp_path / "run").exists()
+
+
+def test_a_part_that_the_reward_does_not_give_is_refused_with_those_it_does(tmp_path: Path) -> None:
+    argv = runs.words(tmp_path / "run", "--reward", runs.reward("redness"), "--best_metric", "yellow")
+    ran = runs.call(*argv)
+    assert ran.code == 2 and "--best_metric is 'yellow'; it is one of reward, green, blue.\n" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "by"), [("--best_metric reward --no-alarms", "reward"), ("--best_metric blue", "parts.blue")]
+)
+def test_the_best_ones_by_the_reward_or_a_part_of_it(flags: str, by: str, tmp_path: Path) -> None:
+    few = "--algorithm.images 2 --algorithm.updates 1 --iterations 4 --checkpointing_steps 0 --best_checkpoints 2"
+    argv = runs.words(tmp_path, "--reward", runs.reward("redness"), *few.split(), *flags.split())
+    ran = runs.train(argv)
+    found = json.loads((tmp_path / "best.json").read_text())
+    assert ran.code == 0 and found["by"] == by and len(found["kept"]) == 2
+    values = [row["value"] for row in found["kept"]]
+    assert values == sorted(values, reverse=True) and values[0] == found["value"]
+    for row in found["kept"]:
+        assert 1 <= row["iteration"] <= 3 and (tmp_path / row["checkpoint"] / "MANIFEST.json").is_file()
+    best = runs.train([*argv, "--resume_from_checkpoint", str(tmp_path / found["kept"][1]["checkpoint"])])
+    assert "iteration 4/4" in best.out and json.loads((tmp_path / "best.json").read_text())["by"] == by
+
+
+def test_none_is_kept_where_none_is_asked_for(tmp_path: Path) -> None:
+    runs.train(runs.small(tmp_path, "--held_out_rewards", runs.reward("redness"), "--best_checkpoints", "0"))
+    assert not (tmp_path / "checkpoints" / "best").exists()
 
 
 def test_a_run_that_clips_no_ratio_cannot_stop_on_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -99,14 +100,14 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_claiming_makes_the_folder_and_keeps_others_out(tmp_path: Path) -> None:
     run = tmp_path / "a" / "run"
     with claimed(run):
-        assert (run / LOCK).read_text() == str(os.getpid())
+        assert (run / LOCK).read_text() == f"{os.getpid()} {socket.gethostname()}"
         (run / CONFIG).write_text("x")
         with (
             pytest.raises(ValueError, match=f"is used by another run .process {os.getpid()}."),
             claimed(run),
         ):
             raise AssertionError("claimed twice")
-        assert (run / CONFIG).exists() and (run / LOCK).read_text() == str(os.getpid())
+        assert (run / CONFIG).exists() and (run / LOCK).read_text() == f"{os.getpid()} {socket.gethostname()}"
     with claimed(run):  # free again
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_what_a_run_needs_is_added_up(asked: config.Resolved, tmp_path: Path) ->
     assert provision.checkpoints(asked.run, 25) == 3 and least.of("weight sets") == 0
     assert rows[1][1] == size(3 * 3 * adapter + adapter) and str(tmp_path) in rows[1][2]
     assert rows[2][1] == size(least.needed)
+    for settings, count in (
+        ({"held_out_rewards": ("brightness",)}, 4),
+        ({"held_out_rewards": ("brightness",), "best_checkpoints": 3}, 6),
+        ({"best_checkpoints": 3}, 3),
+        ({"best_checkpoints": 3, "best_metric": "reward", "alarms": None}, 6),
+        ({"held_out_rewards": ("brightness",), "alarms": None}, 3),
+        ({"best_checkpoints": 99, "best_metric": "reward"}, 27),
+    ):
+        assert provision.checkpoints(replace(asked.run, **settings), 25) == count
 
 
 def test_it_is_said_before_the_model_is_loaded(

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tastemaker import __version__, planning
+from tastemaker import __version__, fingerprint, planning
+from tastemaker.policy.policy import Exportable
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.reports import secrets
@@ -27,14 +28,19 @@ OWN = (
 DRAWN = 16  # prompts that stand for all
 
 
-def check(world: World, settings: Mapping[str, Any], prompts: PromptSource) -> None:
-    """A collective. Errors: ValueError on every rank where one has other settings, prompts or versions than rank 0."""
+def check(world: World, settings: Mapping[str, Any], prompts: PromptSource, policy: Exportable | None = None) -> None:
+    """A collective. Errors: ValueError on every rank where one has other settings, prompts, code or weights than rank
+    0: files and weights are compared by what is in them, not by what they are called."""
     if world.size == 1:
         return
     clean = planning.leaves(secrets.cleaned(settings))  # what differs is shown
     mine = {path: str(value) for path, value in clean if path.partition(".")[0] not in OWN}
     drawn = prompts.draw(Key(int(settings["seed"]), "check").random("prompts"), DRAWN)
     mine |= {"prompts that are drawn": str(drawn.texts), "torch": torch.__version__, "tastemaker": __version__}
+    mine |= {"the prompts' sha256": fingerprint.of_prompts(prompts), "the package's sha256": fingerprint.of_package()}
+    mine |= {f"the sha256 of {name}": found for name, found in fingerprint.of_files(settings).items()}
+    if policy is not None:
+        mine |= {f"the checksum of the {name}": found for name, found in fingerprint.of_weights(policy).items()}
     first = json.loads(world.broadcast_text(json.dumps(mine)))
     other = [name for name in {**first, **mine} if mine.get(name) != first.get(name)]
     found = world.sum(bool(other))

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,8 @@ def _check_writable(folder: Path) -> None:
 def claimed(folder: Path) -> Iterator[Path]:
     """Makes the folder and holds its lock. A second run in it is refused.
 
-    The lock ends with the process, however it ends.
+    The lock ends with the process, however it ends. Only the disk says whether it is held: what stands in the file is
+    for people, since another machine's process is not among those of this one.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,13 +74,20 @@ def claimed(folder: Path) -> Iterator[Path]:
         except OSError as error:
             lock.seek(0)
             raise ValueError(
-                f"--output_dir {folder} is used by another run (process {lock.read().strip() or 'unknown'}): wait for "
-                "it, or name another folder."
+                f"--output_dir {folder} is used by another run ({_holder(lock.read())}): wait for it, or name "
+                "another folder."
             ) from error
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} {socket.gethostname()}")
         lock.flush()
         yield folder
+
+
+def _holder(text: str) -> str:
+    """Whose lock it is, by what it wrote there."""
+    process, _, machine = text.strip().partition(" ")
+    where = f" on {machine}, which is another machine" if machine and machine != socket.gethostname() else ""
+    return f"process {process or 'unknown'}{where or (machine and f' on {machine}')}"
 
 
 def empty(folder: Path, *, but: str = "") -> None:

@@ -73,6 +73,11 @@ class Plan:
         return gcd(self.groups // self.updates, ROW)
 
     @property
+    def dealt(self) -> int:
+        """Groups that are dealt to the devices together: a number of devices that divides it has equal shares."""
+        return self.row if self.inner_epochs > 1 else self.groups // self.updates
+
+    @property
     def effective_batch(self) -> int:
         """Images behind one optimizer step."""
         return self.images // self.updates
@@ -160,8 +165,7 @@ class Plan:
         return f" x {self.inner_epochs} inner epochs" if self.inner_epochs > 1 else ""
 
     def _uneven(self) -> str:
-        dealt = self.row if self.inner_epochs > 1 else self.groups // self.updates
-        return "equal shares" if dealt % self.devices == 0 else "UNEQUAL shares"
+        return "equal shares" if self.dealt % self.devices == 0 else "UNEQUAL shares"
 
     def _nearest(self) -> str:
         below, above = self.images // self.unit * self.unit, -(-self.images // self.unit) * self.unit

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tastemaker import config, devices, fitting, folder, planning, provision, refusals
+from tastemaker import config, devices, fitting, folder, keeping, planning, provision, refusals
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.plan import Plan
@@ -50,6 +50,7 @@ class Parts:
     plan: Plan
     output: Path
     metric: Metric | None = None  # of diversity, where a prompt has several pictures
+    best_by: str = ""  # the number by which the best checkpoints are kept, where any are
 
     @property
     def run(self) -> RunSettings:
@@ -86,6 +87,7 @@ def prepare(target: Any, flags: dict[str, Any], *, spelling: str) -> Parts:
     refusals.refuse_sharding(run, world, device, dashes)
     held_out = _held_out(run, wanted.reward, f"{dashes}held_out_rewards")
     read_by_alarms(run, held_out, dashes)
+    keeping.by(run, held_out, None, dashes)
     judged = planning.judged_prompts(run, wanted.prompts, key=f"{dashes}evaluation.prompts")
     chosen = _folder(resolved, wanted.home, wanted.reward.name) if world.rank == 0 else None
     output = Path(world.broadcast_text(str(chosen) if chosen else None))
@@ -216,7 +218,8 @@ def _tried(parts: Parts) -> Parts:
     trial = Trial(drawn, 4, 1.0, DDIM(eta=0.0), run.seed, TRIED)
     key, calls = Key(run.seed, "evaluation"), drawn.split(parts.plan.sampling_batch)
     images = torch.cat([draw_pictures(parts.policy, trial, key, some) for some in calls])
-    check(parts.reward.reward, images, drawn)
+    named_parts = check(parts.reward.reward, images, drawn)
+    parts = replace(parts, best_by=keeping.by(run, parts.held_out, named_parts, parts.dashes))
     if parts.resolved.algorithm.differentiates:
         by = refusals.name_of(parts.resolved)
         gradient.needs_gradient(parts.reward.reward, images, drawn, algorithm=by, others=refusals.undemanding())

@@ -55,9 +55,10 @@ def _left(run: RunSettings, iterations: int, memory: Memory) -> int:
 
 
 def checkpoints(run: RunSettings, iterations: int) -> int:
-    """How many lie in the folder in the end, the best one too, and one more while it is written."""
+    """How many lie in the folder in the end, the best ones too, and one more while it is written."""
     made = 1 if not run.checkpointing_steps else -(-iterations // run.checkpointing_steps)
-    limit, best = run.checkpoints_total_limit, run.alarms is not None and bool(run.held_out_rewards)
+    limit, by = run.checkpoints_total_limit, run.best_metric or (run.alarms is not None and run.held_out_rewards)
+    best = min(run.best_checkpoints, iterations - 1) if by else 0  # the last weights draw no pictures
     return (made if limit is None else min(made, limit + 1)) + best
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Conditioning, Policy, predict
+from tastemaker.policy.policy import Conditioning, Policy, decode, predict
 from tastemaker.process.noise import Key
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.samplers import Sampler, Window, of, random_rows
@@ -225,7 +225,7 @@ def _collected(it: Iteration, sampler: Sampler, conditioning: Conditioning, same
             trace = _trace(it, sampler, rows, kept, conditioning, same_noise)
             it.world.poll()
             with torch.no_grad():
-                images = it.policy.decode(trace[2].to(it.policy.device))
+                images = decode(it.policy, trace[2].to(it.policy.device))
             scoring.submit(part, images)
             traces.append(trace)
             it.progress.advance(0, f"{scoring.waiting} rewards waiting" if scoring.waiting else "")

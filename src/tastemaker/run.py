@@ -25,10 +25,11 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.reports import starts, trackers
 from tastemaker.results import Results
 from tastemaker.settings import RunSettings
-from tastemaker.training.best import BEST, Best
+from tastemaker.training.best import BEST, KEPT, Best
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.hook import OnSamples
 from tastemaker.training.lines import Lines
+from tastemaker.training.merit import WINDOW, Merit
 from tastemaker.training.record import Record
 from tastemaker.training.stopping import Stopping
 from tastemaker.training.trainer import Training
@@ -58,7 +59,7 @@ def launch(target: Any, flags: dict[str, Any], *, spelling: str, on_samples: OnS
         raise ValueError(f"on_samples is {on_samples!r}; it is a function of (batches, iteration, trackers).")
     parts = prepare(target, flags, spelling=spelling)
     run, world, output = parts.run, parts.world, parts.output
-    agreement.check(world, parts.resolved.tree, parts.prompts)
+    agreement.check(world, parts.resolved.tree, parts.prompts, parts.policy)
     if run.dry_run:
         if world.rank == 0:
             print("dry run: nothing was started")
@@ -157,7 +158,8 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     results = Results(output, trial, prompts_name, sampler, metric=metric, write=writes, trackers=running)
     results.rewind(start.cursor if start else Cursor(0, 0))
     record = _record(parts, trial, running, on_samples)
-    best = Best(output, world) if run.alarms is not None and read_by_alarms(run, parts.held_out) else None
+    merit = Merit(parts.best_by, run.alarms.window if run.alarms is not None else WINDOW)
+    best = Best(output, world, merit, run.best_checkpoints) if parts.best_by else None
     page = reporting.Beside(output)
 
     with Stopping(world):
@@ -233,8 +235,8 @@ def _alarmed(parts: Parts, why: str) -> Run:
         print(f"stopped by an alarm, {why}\n  {weights}\n  {reporting.Beside(parts.output).write()}")
         best = parts.output / BEST
         if best.is_file():
-            found = json.loads(best.read_text(encoding="utf-8"))
-            print(f"  {parts.output / found['checkpoint']}  the best by {found['by']}")
+            for row in json.loads(best.read_text(encoding="utf-8"))[KEPT]:
+                print(f"  {parts.output / row['checkpoint']}  the best by {row['by']}, {row['value']:.4g}")
         print("the same command with --resume_from_checkpoint latest goes on, past this alarm")
     parts.world.barrier()
     return Run(parts.output, False, weights, tuple(parts.judges), parts.judged)

@@ -103,6 +103,8 @@ class RunSettings:
     max_failed: float = 0.5  # share of an iteration's scores that may fail before the run stops with a checkpoint
     checkpointing_steps: int = 10  # iterations from one checkpoint to the next; 0 is after the last alone
     checkpoints_total_limit: int | None = None  # the newest ones that are kept; none keeps all
+    best_checkpoints: int = 1  # the best ones by `best_metric` that are kept beside those; 0 keeps none
+    best_metric: str | None = None  # reward, a part of it, or a held-out reward; none is what `alarms.best` says
     resume_from_checkpoint: str | None = None  # `latest`, or a checkpoint's folder
     save_samples: int | Literal["all"] = 16  # training pictures that are kept of an iteration
     stop_on: tuple[str, ...] = ()  # alarms that stop the run when they begin, such as parting,artifact; or any
@@ -132,13 +134,9 @@ class RunSettings:
         for name in ("adam_beta1", "adam_beta2"):
             need(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it is at least 0 and below 1.")
         need(self.adam_epsilon > 0, f"adam_epsilon is {self.adam_epsilon}; it is positive.")
-        for name in ("lr_warmup_steps", "checkpointing_steps"):
+        for name in ("lr_warmup_steps", "checkpointing_steps", "best_checkpoints"):
             need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it is 0 or more.")
-        limit = self.checkpoints_total_limit
-        need(
-            limit is None or limit >= 2,
-            f"checkpoints_total_limit is {limit}; at least 2 are kept, so that one is whole while the next is written.",
-        )
+        self._check_kept()
         need(self.save_samples == "all" or self.save_samples >= 0, f"save_samples is {self.save_samples}; 0 or more.")
         need(
             not (self.overwrite and self.resume_from_checkpoint),
@@ -153,6 +151,22 @@ class RunSettings:
         if self.fit is not None:
             amount(self.fit)
         check_stops(self.stop_on, self.alarms)
+
+    def _check_kept(self) -> None:
+        """What is said of checkpoints that stay."""
+        limit = self.checkpoints_total_limit
+        need(
+            limit is None or limit >= 2,
+            f"checkpoints_total_limit is {limit}; at least 2 are kept, so that one is whole while the next is written.",
+        )
+        need(
+            self.best_metric is None or self.best_checkpoints > 0,
+            f"best_metric is {self.best_metric!r}, but best_checkpoints is 0: leave one of them out.",
+        )
+        need(
+            self.best_metric is None or self.alarms is None or self.alarms.best is None,
+            f"best_metric is {self.best_metric!r}, which alarms.best says too: leave one of them out.",
+        )
 
     @property
     def fit_bytes(self) -> int | None:

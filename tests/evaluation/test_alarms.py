@@ -67,7 +67,6 @@ def test_the_oracle_is_never_read() -> None:
     assert told(rows) == []
     rules = Rules(Alarms(), ["judge"], trained=False)  # the trained reward is the oracle
     assert [alarm for one in [row(0), row(1, reward=9.0, held_out__judge=-9.0)] for alarm in rules.see(one)] == []
-    assert rules.kept() is not None and Rules(Alarms(), []).kept() is None
 
 
 CROSSINGS = {
@@ -106,15 +105,6 @@ def test_rows_without_numbers_are_passed_over() -> None:
     empty = {"iteration": 3, "reward": {"failed": 2}, "updates": [], "watch": {"drift": None}}
     bare = {"iteration": 4, "reward": {"mean": 1.0}, "updates": []}  # of a run without the watch
     assert told([empty, bare, row(5), row(6, drift=9.0)], drift=0.1) == [(6, "drift", True)]
-
-
-def test_what_weights_are_worth_is_the_recent_mean_of_the_first_readable_reward() -> None:
-    rules = Rules(Alarms(), ["judge"])
-    for k, value in enumerate((-1.0, -0.9, -0.8, -0.7, -0.6)):
-        rules.see(row(k, held_out__judge=value))
-    kept = rules.kept()
-    assert kept is not None and kept.by == "held_out.judge"
-    assert kept.value == pytest.approx(-0.7) and kept.margin == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 import tastemaker as tm
-from tastemaker import agreement
+from tastemaker import agreement, fingerprint
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.policy.load import load
+from tastemaker.policy.weights import LoRA
 from tastemaker.process.prediction import Prediction
 from tastemaker.prompts.sources import source
 from tastemaker.training.checkpoint import Checkpoints
@@ -75,15 +78,50 @@ def asked_for_other_things(world: World, folder: Path, model: str) -> list[str]:
     given: dict[str, Any] = {"model": model, "reward": "jpeg_compressibility", "prompts": ["a cat", "a dog"]}
     given |= {"output_dir": str(folder / "refused"), "device": "cpu", "dry_run": True, "alarms": None}
     tree, cats = {"seed": 0, "algorithm": {"clip": 0.1}, "report_to": []}, ["a cat", "a dog"]
+    mine = folder / f"rank-{world.rank}"  # a folder of each rank's own, as on two machines
+    mine.mkdir()
+    (mine / "judge.py").write_text(
+        f"def score(images, prompts):\n    return images.mean((1, 2, 3)) * {world.rank + 1}\n"
+    )
+    (mine / "head").mkdir()
+    (mine / "head" / "weights").write_bytes(bytes([world.rank]))
+    many = [f"a {k}" for k in range(500)]
+    (package := mine / "package").mkdir()
+    (package / "module.py").write_text(f"VERSION = {world.rank}\n")
     pairs = [
         (tree | {"algorithm": {"clip": 0.1 * (world.rank + 1)}}, cats),
         (tree, ["a cat", "a cow"] if world.rank else cats),  # one name, but other contents on that machine
         (tree | {"report_to": ["wandb"] * world.rank, "output_dir": f"runs/{world.rank}"}, cats),
     ]
+    os.chdir(mine)  # so that settings are the same texts
     return [
         said(lambda: tm.train(algorithm=algorithm, seed=world.rank, **given)),
         *(said(lambda pair=pair: agreement.check(world, pair[0], source(pair[1]))) for pair in pairs),
+        said(lambda: agreement.check(world, tree, source([*many, f"the last of {world.rank}"]))),
+        said(lambda: agreement.check(world, tree | {"reward": "judge.py:score"}, source(cats))),
+        said(lambda: agreement.check(world, tree | {"held_out_rewards": ["brightness:1,head:2"]}, source(cats))),
+        said(lambda: with_package(package, lambda: agreement.check(world, tree, source(cats)))),
+        *(said(lambda change=change: with_weights(world, model, change)) for change in ("", "trained", "frozen")),
     ]
+
+
+def with_package(folder: Path, call: Any) -> None:
+    """Another text of the program on each rank."""
+    was, fingerprint.PACKAGE = fingerprint.PACKAGE, folder
+    try:
+        call()
+    finally:
+        fingerprint.PACKAGE = was
+
+
+def with_weights(world: World, model: str, change: str) -> None:
+    """One bit of one number differs on rank 1, among those that are trained or those that are not."""
+    policy: Any = load(model, lora=LoRA(rank=2), sets=("base", "ema"))
+    if change and world.rank:
+        tensors = policy.state() if change == "trained" else policy.frozen()["vae"]
+        numbers = next(tensors[name] for name in sorted(tensors) if tensors[name].dtype == torch.float32)
+        numbers.flatten().view(torch.int32)[0] ^= 1
+    agreement.check(world, {"seed": 0}, source(["a cat", "a dog"]), policy)
 
 
 def said(call: Any) -> str:

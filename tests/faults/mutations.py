@@ -202,6 +202,49 @@ MUTATIONS = [
         "    if False:\n",
         "tests/faults/test_processes.py::test_ranks_that_were_asked_for_other_things_do_not_begin",
     ),
+    Mutation(
+        "the text of a reward's file is compared",
+        "agreement.py",
+        "for name, found in fingerprint.of_files(settings).items()}",
+        "for name, found in ()}",
+        "tests/faults/test_processes.py::test_ranks_whose_files_code_or_weights_differ_do_not_begin",
+    ),
+    Mutation(
+        "the best checkpoints stand best first",
+        "training/best.py",
+        'key=lambda one: -one["value"]',
+        'key=lambda one: one["value"]',
+        "tests/training/test_watching.py::test_so_many_of_the_best_are_kept_best_first",
+    ),
+    Mutation(
+        "what an ordinary checkpoint lists as the best stays on the disk",
+        "training/best.py",
+        "wanted = self._needed | self._places()",
+        "wanted = self._places()",
+        "tests/training/test_watching.py::test_a_run_that_goes_back_has_the_best_of_that_time",
+    ),
+    Mutation(
+        "old checkpoints go after the new one has come",
+        "training/checkpoint.py",
+        '        aside = final.with_name(f".old-{final.name}")',
+        "        for _, path in _found(self.folder):\n            _remove(path)\n"
+        '        aside = final.with_name(f".old-{final.name}")',
+        f"{CHECKPOINTS}::test_killed_anywhere_in_a_save_a_whole_checkpoint_is_the_latest",
+    ),
+    Mutation(
+        "a resume that is not exact says so",
+        "training/footing.py",
+        "    if not changed:",
+        "    if True:",
+        "tests/faults/test_resuming.py::test_a_resume_that_is_not_exact_says_what_changed",
+    ),
+    Mutation(
+        "an optimizer's moments are all there",
+        "training/optimizer.py",
+        'if lacking and counts["updates"] > counts["skipped"]:',
+        "if False:",
+        "tests/training/test_optimizer.py::test_a_lost_moment_is_refused_by_name",
+    ),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,44 @@ def test_pictures_of_an_evaluation_too() -> None:
         found = draw_pictures(Cramped(2), trial, Key(0, "evaluation"), trial.prompts)
     with torch.no_grad():
         assert torch.allclose(found, draw_pictures(Toy(), trial, Key(0, "evaluation"), trial.prompts), atol=1e-12)
+
+
+class Narrow(Toy):
+    """Has memory to decode so many pictures at once; more with a graph, where there are fewer."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def decode(self, x0: torch.Tensor) -> torch.Tensor:
+        if len(x0) > self.most and not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("out of memory")
+        return super().decode(x0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_without_memory_takes_half_the_pictures_and_the_run_is_the_same(kind: str, tmp_path: Path) -> None:
+    plain, narrow = Toy(), Narrow(2)
+    assert run_of(tmp_path / "plain", KINDS[kind], plain, micro=5).train()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert run_of(tmp_path / "narrow", KINDS[kind], narrow, micro=5).train()
+    assert same(narrow.state(), plain.state())
+    assert all("pictures decoded at once: trying" in str(one.message) for one in said)
+    assert bool(said) == (kind == "ddpo")  # where the reward is differentiated, pictures have a graph
+    trial = Trial(Prompts.of(["cat", "dog", "cow"]), 4, 2.0, DDIM(eta=0.5), 0, 3)
+    with pytest.warns(RuntimeWarning, match="with 3 pictures decoded at once: trying 1"), torch.no_grad():
+        found = draw_pictures(Narrow(2), trial, Key(0, "evaluation"), trial.prompts)
+    with torch.no_grad():
+        assert torch.equal(found, draw_pictures(Toy(), trial, Key(0, "evaluation"), trial.prompts))
+
+
+def test_no_memory_to_decode_one_picture_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match="where one picture is decoded: use --vae_tiling"),
+    ):
+        run_of(tmp_path, KINDS["ddpo"], Narrow(0)).train()
 
 
 @pytest.mark.filterwarnings("ignore:out of memory:RuntimeWarning")

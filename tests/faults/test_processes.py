@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,25 @@ def test_ranks_that_were_asked_for_other_things_do_not_begin(folder: Path) -> No
         assert on_0.startswith("1 of 2 processes were asked for another run than rank 0: they say what differs.")
         assert on_1.startswith(f"1 of 2 processes were asked for another run than rank 0: {words}"), on_1
     assert first[3] == second[3] == "nothing"  # what only rank 0 does may differ
+
+
+HELD = {  # what is called the same on both, and holds other things: its number in the list -> its name
+    4: "the prompts' sha256",
+    5: r"the sha256 of judge.py \(reward\)",
+    6: r"the sha256 of head \(held_out_rewards\)",
+    7: "the package's sha256",
+    9: "the checksum of the trained weights",
+    10: "the checksum of the frozen vae",
+}
+
+
+def test_ranks_whose_files_code_or_weights_differ_do_not_begin(folder: Path) -> None:
+    """One prompt of 501, a line of a reward, a byte of a trained one, the program's text, one bit of a weight."""
+    first, second = found(folder, "other")
+    assert first[8] == second[8] == "nothing" and len(first) == 11  # loaded alike
+    for number, name in HELD.items():
+        assert first[number].startswith("1 of 2 processes were asked for another run than rank 0: they say what")
+        assert re.search(rf"rank 0: {name} is \w{{16}} on rank 1 and \w{{16}} on 0\. Start all", second[number]), number
 
 
 # ---- 44: one is lost

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +21,12 @@ import tiny
 from tastemaker import folder
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.training.checkpoint import Checkpoints
+from tastemaker.training.footing import inexact
 from toy import Toy
-from toy_runs import apart, run_of, same
+from toy_runs import apart, plan_of, run_of, same
 
 RESUME = ("--resume_from_checkpoint", "latest")
+MACHINE = socket.gethostname()
 SMALL = DDPO(images=12, per_prompt=2, updates=2, steps=4, guidance=2.0, iterations=4, learning_rate=0.02, clip=0.2)
 
 
@@ -88,7 +93,11 @@ def test_what_is_about_the_machine_or_the_course_does(tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(runs.plain(), output)
     given = [word for setting, value in ALLOWED.items() for word in (f"--{setting}", value)]
-    ran = runs.train(runs.small(output, *RESUME, *given))
+    ran = runs.call(*runs.small(output, *RESUME, *given))
+    assert ran.code == 0 and ran.err == (
+        "the run goes on with micro_batch 2 (was 3), sampling_batch 1 (was 2): the same results up to rounding, not "
+        "bit for bit.\n"
+    )
     assert "iteration 2/2" in ran.out and [row["iteration"] for row in runs.metrics(output)] == [0, 1]
 
 
@@ -144,12 +153,71 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(tmp_path: Path
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"is used by another run \(process {holder.pid}\)"):
+        with pytest.raises(ValueError, match=rf"is used by another run \(process {holder.pid} on {MACHINE}\)"):
             with folder.claimed(tmp_path):
                 raise AssertionError("claimed twice")
     finally:
         holder.kill()
         holder.communicate()
-    assert (tmp_path / folder.LOCK).read_text() == str(holder.pid)  # killed: the file is left, the lock is not
+    assert (
+        tmp_path / folder.LOCK
+    ).read_text() == f"{holder.pid} {MACHINE}"  # killed: the file is left, the lock is not
     with folder.claimed(tmp_path):
-        assert (tmp_path / folder.LOCK).read_text() == str(os.getpid())
+        assert (tmp_path / folder.LOCK).read_text() == f"{os.getpid()} {MACHINE}"
+
+
+def test_another_machines_lock_is_not_judged_by_this_ones_processes(tmp_path: Path) -> None:
+    """Its process is none of ours, or has the number of one of ours: whether it is held, the disk says."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for number in (dead.pid, os.getpid()):
+        with folder.claimed(tmp_path):
+            (tmp_path / folder.LOCK).write_text(f"{number} elsewhere")
+            with pytest.raises(ValueError, match=rf"process {number} on elsewhere, which is another machine\): wait"):
+                with folder.claimed(tmp_path):
+                    raise AssertionError("claimed twice")
+    with folder.claimed(tmp_path):  # and free where nobody holds it, whatever is written there
+        assert (tmp_path / folder.LOCK).read_text() == f"{os.getpid()} {MACHINE}"
+
+
+# ---- 17: what is not exact is told
+
+
+def test_a_resume_that_is_not_exact_says_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_of(tmp_path, SMALL, Toy(), micro=5, save=1).train()
+    first = tmp_path / "checkpoints" / "checkpoint-1"
+
+    def told(change: Callable[[dict[str, Any]], object] = lambda data: None, **settings: Any) -> str:
+        start = Checkpoints.open(first)
+        change(start.data)
+        run = run_of(tmp_path, SMALL, Toy(), **{"micro": 5, "save": 1} | settings)
+        capsys.readouterr()
+        run._begin(start)
+        return capsys.readouterr().err
+
+    assert told() == ""
+    ends = ": the same results up to rounding, not bit for bit.\n"
+    assert told(micro=16, sampling=3) == (
+        f"the run goes on with micro_batch 16 (was 5), sampling_batch 3 (was 5){ends}"
+    )
+    threads = torch.get_num_threads()
+    assert told(lambda data: data["footing"].update(threads=64)) == (
+        f"the run goes on with threads {threads} (was 64){ends}"
+    )
+    assert told(lambda data: data["footing"].update(device="NVIDIA H100", processes=3)) == (
+        f"the run goes on with processes 1 (was 3), device cpu (was NVIDIA H100){ends}"
+    )
+    assert told(lambda data: data.pop("footing"), micro=16) == ""  # of an earlier version
+
+
+def test_processes_that_do_not_divide_the_order_are_told_of() -> None:
+    plan = plan_of(SMALL, Toy(), devices=2)
+    assert plan.dealt == 3
+    said = inexact({"processes": 1}, plan, torch.device("cpu"))
+    assert said == (
+        "the run goes on with processes 2 (was 1): the same results up to rounding, not bit for bit. 2 processes do "
+        "not divide 3 groups: shares are unequal, updates are the same."
+    )
+    assert "do not divide" not in inexact({"processes": 1}, plan_of(SMALL, Toy(), devices=3), torch.device("cpu"))

@@ -88,8 +88,10 @@ ROOT_MODULES = {"__init__", "__main__", "build", "cli", "commands", "compat", "c
 ROOT_MODULES |= {
     "agreement",
     "examination",
+    "fingerprint",
     "fitting",
     "folder",
+    "keeping",
     "layers",
     "manual",
     "outcome",

@@ -153,6 +153,19 @@ def test_other_tensors_are_refused_by_name() -> None:
         Optimizer(other, settings(), total_updates=8).load_state(*optimizer.state())
 
 
+@pytest.mark.parametrize("lost", ["exp_avg/norm", "exp_avg_sq/norm", "step/norm", ""])
+def test_a_lost_moment_is_refused_by_name(lost: str) -> None:
+    """AdamW would begin it at 0. An empty name is all of them."""
+    parameters = named()
+    optimizer = Optimizer(parameters, settings(), total_updates=8)
+    optimizer.load_state(*optimizer.state())  # before the first step there are none
+    run(optimizer, parameters, range(1))
+    tensors, data = optimizer.state()
+    left = {name: tensor for name, tensor in tensors.items() if lost and name != lost}
+    with pytest.raises(ValueError, match=rf"the checkpoint's optimizer lacks '[\w./]*{lost}' and \d+ more"):
+        Optimizer(named(), settings(), total_updates=8).load_state(left, data)
+
+
 def test_moments_are_copied_not_shared() -> None:
     parameters, again = named(), named()
     optimizer, other = (Optimizer(p, settings(), total_updates=8) for p in (parameters, again))

@@ -187,6 +187,18 @@ def test_five_in_a_row_end_the_run_with_the_last_good_weights(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"no finite gradient in 5 updates in a row \(iteration 2\).*--learning_rate"):
         run.train()
     assert len(seen) == 6 and same(seen[0], policy.state())
+    latest = run.checkpoints.latest()
+    assert latest is not None and latest.data["optimizer"]["counts"]["consecutive_skips"] == 5
+    assert same(seen[0], {name.removeprefix("policy/"): t for name, t in latest.tensors.items() if "policy/" in name})
+    straight, again = Toy(), Toy()
+    assert run_of(tmp_path / "straight", SMALL, straight).train()  # nothing happened to its gradients
+    more = run_of(tmp_path, SMALL, again)
+    assert latest.cursor == (2, 2) and more.train(latest) and same(seen[0], again.state())  # the rest is recorded
+    assert (
+        [len(row["updates"]) for row in metrics(tmp_path)]
+        == [2, 2, 2]
+        == [len(row["updates"]) for row in metrics(tmp_path / "straight")]
+    )
 
 
 # ---- failed scores

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.evaluation.alarms import Alarms, Rules
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
@@ -19,13 +20,14 @@ from tastemaker.rewards.reward import adapt
 from tastemaker.training.best import Best
 from tastemaker.training.checkpoint import Checkpoints, Cursor
 from tastemaker.training.lines import read_lines
+from tastemaker.training.merit import Merit
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 from tastemaker.world import World
 from toy import Toy
 from toy_runs import SEED, TEXTS, metrics, same
 from trajectories.ranks import Case, Halting
-from trajectories.test_resume import COPIED, LAST, MATCHED, PLAIN, WINDOWS
+from trajectories.test_resume import COPIED, LAST, MATCHED, PLAIN, SMALL, WINDOWS
 
 
 def small(images: Tensor, prompts: Any) -> Tensor:
@@ -38,17 +40,20 @@ def truth(images: Tensor, prompts: Any) -> Tensor:
 
 
 truth.oracle = True  # type: ignore[attr-defined]
+BY = "held_out.small"
 QUIET = {"drift": None, "diversity": None, "artifact": None, "saturation": None, "ratio": None, "parting": None}
 
 
-def watched(run: Training, folder: Path, *, stop_on: tuple[str, ...] = (), **settings: Any) -> Training:
+def watched(
+    run: Training, folder: Path, *, stop_on: tuple[str, ...] = (), keep: int = 1, by: str = BY, **settings: Any
+) -> Training:
     """The run with a watch over it, as the composition root gives it one."""
     alarms, algorithm = Alarms(**{"pictures": 6, **settings}), run.algorithm
     prompts = trial_prompts(source(TEXTS), 2, 2, SEED)
     strips = Trial(prompts, 4, 1.0, DDIM(eta=0.0), SEED, 4)
     watch = Watch(alarms, algorithm.training_sampler, [adapt(small), adapt(truth)], strips)
     run.record.watching = Watching(folder, watch, partial(Rules, alarms, ["small"]), stop_on=stop_on)
-    run.best = Best(folder, run.world)
+    run.best = Best(folder, run.world, Merit(by, alarms.window), keep)
     run.reward.seen = watch.see
     return run
 
@@ -160,20 +165,90 @@ def test_the_best_checkpoint_is_that_of_the_weights_whose_pictures_are_best(save
 def test_the_best_one_outlives_the_limit_and_not_a_restart_before_it(tmp_path: Path) -> None:
     run, _ = made(PLAIN, tmp_path, save=1)
     run.best.settle = partial(settled_once, run.best, run.best.settle)  # type: ignore[union-attr, method-assign]
+    metrics_file = tmp_path / "metrics.jsonl"
     run.checkpoints.limit = 2
     assert run.train()
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"checkpoint-2", "checkpoint-3", "best"}
     assert Checkpoints.open(tmp_path / "checkpoints" / "best" / "checkpoint-1").cursor == Cursor(1, 0)
-    Best(tmp_path, World()).rewind(Cursor(1, 2), None)
-    assert (tmp_path / "best.json").exists()
-    Best(tmp_path, World()).rewind(Cursor(0, 3), None)
+    kept = read_json(tmp_path / "best.json")["kept"]
+    latest = run.checkpoints.latest()
+    assert latest is not None and latest.data["best"] == kept
+    of_old = latest._replace(data={key: value for key, value in latest.data.items() if key != "best"})
+    for start in (latest, of_old):  # of an earlier version, which wrote no list
+        Best(tmp_path, World(), Merit(BY)).rewind(start, metrics_file)
+        assert read_json(tmp_path / "best.json")["kept"] == kept
+    before = of_old._replace(cursor=Cursor(0, 3))
+    Best(tmp_path, World(), Merit(BY)).rewind(before, metrics_file)
     assert not (tmp_path / "best.json").exists() and not list((tmp_path / "checkpoints" / "best").iterdir())
 
 
-def settled_once(best: Best, settle: Any, worth: Any) -> None:
+def settled_once(best: Best, settle: Any, row: Any) -> None:
     """Only the first one counts."""
-    settle(worth if not (best.folder / "best.json").exists() else None)
+    settle(row if not (best.folder / "best.json").exists() else row | {"watch": {BY: -99.0}})
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(("by", "save"), [("reward", 0), ("parts.half", 2), (BY, 1)])
+def test_so_many_of_the_best_are_kept_best_first(by: str, save: int, tmp_path: Path) -> None:
+    case = Case(DDPO(clip=0.2, learning_rate=0.02, **SMALL | {"iterations": 6}), lost=(3,))
+    run, _ = made(case, tmp_path, save=save, window=1, keep=2, by=by)
+    run.best.merit.window = 1  # type: ignore[union-attr]
+    assert run.train()
+    rows = metrics(tmp_path)
+    found = {"reward": lambda row: row["reward"]["mean"], BY: lambda row: row["watch"][BY]}
+    read = found.get(by, lambda row: row["reward"]["parts"]["half"])
+    margin = 0.1 * {"reward": rows[0]["reward"]["std"], BY: rows[0]["watch"]["held_out_sd.small"]}.get(by, 0.0)
+    wanted: list[tuple[float, int]] = []
+    for row in rows[1:]:
+        if len(wanted) < 2 or read(row) > wanted[-1][0] + margin:
+            wanted = sorted([*wanted, (read(row), row["iteration"])], reverse=True)[:2]
+    told = read_json(tmp_path / "best.json")
+    assert [(row["value"], row["iteration"]) for row in told["kept"]] == wanted
+    assert {key: told[key] for key in told if key != "kept"} == told["kept"][0] and told["by"] == by
+    names = {path.name for path in (tmp_path / "checkpoints" / "best").iterdir()}
+    assert names == {f"checkpoint-{iteration}" for _, iteration in wanted}
+    assert all(Checkpoints.open(tmp_path / row["checkpoint"]).cursor == (row["iteration"], 0) for row in told["kept"])
+
+
+def test_a_run_that_goes_back_has_the_best_of_that_time(tmp_path: Path) -> None:
+    """Also where a better one came after the checkpoint and would have taken its place."""
+    run, _ = made(PLAIN, tmp_path, save=2, window=1)
+    worth = iter((-5.0, -4.0, -3.0))
+
+    def settle(row: Any, settled: Any = run.best.settle) -> None:  # type: ignore[union-attr]
+        settled(row | {"watch": {BY: next(worth)}})
+        if row["iteration"] == 2:
+            raise KeyboardInterrupt  # as killed, before the checkpoint that would know of it
+
+    run.best.settle = settle  # type: ignore[union-attr, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert read_json(tmp_path / "best.json")["iteration"] == 2
+    again, _ = made(PLAIN, tmp_path, save=2, window=1)
+    start = again.checkpoints.latest()
+    assert start is not None and start.cursor == (2, 0)
+    again.best.rewind(start, tmp_path / "metrics.jsonl")  # type: ignore[union-attr]
+    assert [row["iteration"] for row in read_json(tmp_path / "best.json")["kept"]] == [1]
+    assert [path.name for path in (tmp_path / "checkpoints" / "best").iterdir()] == ["checkpoint-1"]
+
+
+def test_of_a_run_stopped_inside_an_iteration_its_beginning_may_be_the_best(tmp_path: Path) -> None:
+    straight, _ = made(PLAIN, tmp_path / "straight", window=1, keep=3, by="reward")
+    assert straight.train()
+    world = World()
+    policy = PLAIN.policy(Halting, world=world, place="learning", number=14 + 10)
+    assert not made(PLAIN, tmp_path / "a", policy, world=world, window=1, keep=3, by="reward")[0].train()
+    run, _ = made(PLAIN, tmp_path / "a", window=1, keep=3, by="reward")
+    start = run.checkpoints.latest()
+    assert start is not None and start.cursor.iteration == 1 and start.cursor.updates and run.train(start)
+    assert (tmp_path / "a" / "best.json").read_text() == (tmp_path / "straight" / "best.json").read_text()
+    assert [row["iteration"] for row in read_json(tmp_path / "a" / "best.json")["kept"]].count(1) == 1
+    own, other = (Checkpoints.open(tmp_path / of / "checkpoints/best/checkpoint-1") for of in ("a", "straight"))
+    assert same(own.tensors, other.tensors) and own.data == other.data
 
 
 def test_pictures_of_a_stopped_iteration_are_in_its_checkpoint_and_nothing_else_is(tmp_path: Path) -> None:

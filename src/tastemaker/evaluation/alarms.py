@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
 ANY = "any"
-BETTER = 0.1  # of a standard deviation, by which a checkpoint has to be better than the one that is kept
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,6 @@ class Alarm(NamedTuple):
     begins: bool
 
 
-class Kept(NamedTuple):
-    """What a checkpoint is worth: the mean of a held-out reward, and how much better another has to be."""
-
-    by: str
-    value: float
-    margin: float
-
-
 class Finding(NamedTuple):
     """What a rule found in the rows so far."""
 
@@ -113,14 +104,6 @@ class Rules:
             for one in found
             if one.sounds != (one.name in before)
         ]
-
-    def kept(self) -> Kept | None:
-        """What the weights with which the last row began are worth; none where no held-out reward may be read."""
-        name = self.settings.best or next(iter(self.reads), None)
-        value = None if name is None else self._recent(f"held_out.{name}")
-        if value is None:
-            return None
-        return Kept(f"held_out.{name}", value, BETTER * (self._first(f"held_out_sd.{name}") or 0.0))
 
     def findings(self) -> Iterator[Finding]:
         """What every rule that is on finds in the rows so far."""

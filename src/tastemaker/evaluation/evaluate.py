@@ -12,7 +12,7 @@ from torch import Tensor
 from tastemaker.evaluation.diversity import Metric, measure
 from tastemaker.evaluation.statistics import Interval, bootstrap, paired, win_rate
 from tastemaker.iteration import Progress, Silence
-from tastemaker.policy.policy import Policy
+from tastemaker.policy.policy import Policy, decode
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import Sampler, Window
 from tastemaker.prompts.prompts import Prompts, PromptSource
@@ -132,7 +132,7 @@ def draw_pictures(policy: Policy, trial: Trial, key: Key, prompts: Prompts) -> T
         policy, sampler, prompts, key=key, schedule=schedule, guidance=trial.guidance, negative=trial.negative
     )
     *_, last = steps
-    return policy.decode(last.cleaner)
+    return decode(policy, last.cleaner)
 
 
 def compare(base: dict[str, Tensor], tuned: dict[str, Tensor], prompts: Prompts, seed: int) -> dict[str, Change]:

@@ -258,6 +258,9 @@ class LatentPolicy(ABC):
         """Inside, rank 0's pipeline has the whole network, on the CPU, if it is cut over processes: all enter it."""
         return self._calls.gathered(self._pipeline, self._component) if self._calls else nullcontext()
 
+    def frozen(self) -> dict[str, dict[str, Tensor]]:
+        return pipelines.frozen(self._pipeline, self.parameters())
+
     def save_pipeline(self, folder: Path) -> None:
         """The whole model in diffusers layout, the tuned network and all that its base has beside it."""
         pipelines.write(self._pipeline, self._files, folder)

@@ -11,7 +11,7 @@ import inspect
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
+from torch import Tensor, nn
 
 from tastemaker.policy.hub import INDEX, fetch, reason, refusals
 from tastemaker.policy.load import Files, family_name, quiet
@@ -193,6 +194,16 @@ def write(pipeline: Any, files: Files, folder: Path) -> None:
     if _is_part(index.get("safety_checker")):
         index["requires_safety_checker"] = files.contents.get("requires_safety_checker", True)  # diffusers' default
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def frozen(pipeline: DiffusionPipeline, trained: Iterable[nn.Parameter]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of its networks that are not trained, by part and name."""
+    passed = {id(parameter) for parameter in trained}
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {
+        name: {key: t for key, t in part.state_dict(keep_vars=True).items() if id(t) not in passed}
+        for name, part in networks.items()
+    }
 
 
 def _is_part(entry: Any) -> bool:

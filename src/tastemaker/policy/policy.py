@@ -16,7 +16,7 @@ from tastemaker.policy.conditioning import Conditioning
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.schedule import Schedule
 
-__all__ = ["Conditioning", "Exportable", "Policy", "Rows", "predict"]
+__all__ = ["Conditioning", "Exportable", "Policy", "Rows", "decode", "predict"]
 
 
 @dataclass
@@ -103,6 +103,9 @@ class Exportable(Policy, Protocol):
     def pipeline(self) -> Any:
         """The diffusers pipeline around the live network, on the policy's device."""
 
+    def frozen(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """What computes and is not trained: the tensors of the network and of all beside it, by part and name."""
+
 
 def predict(
     policy: Policy, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float
@@ -119,11 +122,33 @@ def predict(
             raise
         if len(x) < 2:
             raise ValueError("out of memory with one picture a call: use a lower --resolution.") from error
-    half = len(x) // 2  # out of the handler, which holds what the failed call had made
-    what = f"out of memory with {len(x)} pictures a call: trying {half}. --plan.sampling_batch {half} saves the trying."
-    warnings.warn(what, RuntimeWarning, stacklevel=2)
-    parts = [
+    parts = [  # out of the handler, which holds what the failed call had made
         predict(policy, x[rows], i[rows] if isinstance(i, Tensor) else i, schedule, conditioning.take(rows), guidance)
-        for rows in torch.arange(len(x)).split([half, len(x) - half])
+        for rows in _halves(len(x), "a call")
     ]
     return Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def decode(policy: Policy, x0: Tensor) -> Tensor:
+    """`policy.decode`; without a graph, where memory runs out, of half the pictures at a time, down to one.
+
+    Errors: ValueError where there is no memory for one picture.
+    """
+    try:
+        return policy.decode(x0)
+    except torch.OutOfMemoryError as error:
+        if torch.is_grad_enabled():
+            raise
+        if len(x0) < 2:
+            raise ValueError(
+                "out of memory where one picture is decoded: use --vae_tiling or a lower --resolution."
+            ) from error
+    return torch.cat([decode(policy, x0[rows]) for rows in _halves(len(x0), "decoded at once")])
+
+
+def _halves(count: int, where: str) -> tuple[Tensor, ...]:
+    """The rows 0 ... count - 1 in two parts, with a warning."""
+    half = count // 2
+    what = f"out of memory with {count} pictures {where}: trying {half}. --plan.sampling_batch {half} saves the trying."
+    warnings.warn(what, RuntimeWarning, stacklevel=3)
+    return torch.arange(count).split([half, count - half])

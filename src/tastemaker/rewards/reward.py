@@ -109,8 +109,8 @@ def load_networks(rewards: Sequence[NamedReward]) -> None:
         _ = reward.network
 
 
-def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
-    """Tries a reward on some pictures before training, so that a mistake costs seconds and not a run.
+def check(reward: Any, images: Tensor, prompts: Prompts) -> tuple[str, ...]:
+    """Tries a reward on some pictures before training, so that a mistake costs seconds and not a run; its parts' names.
 
     Asks for one finite number a picture, the same whatever the order of the pictures and whether a picture comes alone;
     a reward that gives other numbers at a second call with the same pictures is random, and only its form is checked.
@@ -120,20 +120,21 @@ def check(reward: Any, images: Tensor, prompts: Prompts) -> None:
     if not before.isfinite().all():
         raise ValueError("the pictures to try the reward on hold NaN: the model makes them, not the reward.")
     with torch.no_grad():
-        value = _finite(judge, _try(judge, images, prompts))
+        scores = _try(judge, images, prompts)
+        value, names = _finite(judge, scores), tuple(scores.parts)
         if not torch.equal(before, images):
             raise ContractError(
                 f"reward `{judge.name}` changes the pictures it is given, which are used again after it. "
                 "Let it work on a copy: `images * 255` instead of `images *= 255`."
             )
         if len(images) < 2:
-            return
+            return names
         backwards = list(range(len(images)))[::-1]
         order = _apart(value, _try(judge, images.flip(0), prompts.take(backwards)).value.flip(0))
         alone = _try(judge, images[:1], prompts.take([0])).value
         tolerance, company = _tolerance(value), _apart(value[:1], alone)
         if max(order, company) <= tolerance or _apart(value, _try(judge, images, prompts).value) > tolerance:
-            return
+            return names
     if order > tolerance:
         raise ContractError(
             f"reward `{judge.name}` gave other scores when the same pictures came in another order (by up to "

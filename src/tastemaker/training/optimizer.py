@@ -192,6 +192,7 @@ class Optimizer:
         for name, numbers in data["numbers"].items():
             state[name] |= numbers
         _check_kind(state, self.settings)
+        _check_whole(state, self.settings, data["counts"])
         self._adam.state.clear()
         self._adam.state.update({self._named[name]: values for name, values in state.items() if values})
         for name in _COUNTS:
@@ -219,6 +220,19 @@ def _check_kind(state: Mapping[str, Mapping[str, Any]], settings: OptimizerSetti
                 f"the checkpoint was made {with_} --use_8bit_adam and this run is {now} it: the moments cannot be "
                 f"taken over. Resume {with_} it, or start a new run with --lora from the old one's result."
             )
+
+
+def _check_whole(
+    state: Mapping[str, Mapping[str, Any]], settings: OptimizerSettings, counts: Mapping[str, int]
+) -> None:
+    """Every tensor has its moments once a step was taken: AdamW would begin a lost one at 0."""
+    needed = ("state1", "state2") if settings.use_8bit else ("step", "exp_avg", "exp_avg_sq")
+    lacking = [f"{key}/{name}" for name, values in state.items() for key in needed if key not in values]
+    if lacking and counts["updates"] > counts["skipped"]:
+        raise ValueError(
+            f"the checkpoint's optimizer lacks {lacking[0]!r} and {len(lacking) - 1} more: it is not whole. Resume "
+            "from another checkpoint."
+        )
 
 
 def _adam(settings: OptimizerSettings) -> Callable[..., torch.optim.Optimizer]:

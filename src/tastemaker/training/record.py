@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Policy
+from tastemaker.policy.policy import Policy, decode
 from tastemaker.reports.trackers import Trackers
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.training.hook import OnSamples, batches
@@ -79,6 +79,7 @@ class Record:
         self.progress = Bars()
         self.write, self.on_samples = write, on_samples
         self.trackers = trackers or Trackers(folder, {})
+        self.row: dict[str, Any] = {}  # of the iteration that ended last
         self._updates: list[dict[str, float]] = []
         self._held_out: dict[str, float] = {}
         self._before: dict[str, float] = {}
@@ -169,6 +170,7 @@ class Record:
             row["watch"] = self.watching.watcher.look(it)
             row["seconds"]["watch"] = time.perf_counter() - start
         self.metrics.add(row)
+        self.row = row
         if self.write:
             print(self._line(row), flush=True)
             self.trackers.iteration(row, values.tolist(), self._keep_samples(it, policy))
@@ -210,7 +212,7 @@ class Record:
         rows = _spread(reward, len(reward) if self.samples == "all" else self.samples)
         parts = _own_parts(it)
         with torch.no_grad():
-            images = policy.decode(x0[rows].to(policy.device))
+            images = decode(policy, x0[rows].to(policy.device))
         return [
             self.shown.add(
                 int(it.key.iteration),

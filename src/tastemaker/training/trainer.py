@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from tastemaker.prompts.prompts import PromptSource
 from tastemaker.rewards.recorded import Recorded
 from tastemaker.training.best import Best, Content
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
+from tastemaker.training.footing import footing, inexact
 from tastemaker.training.optimizer import Optimizer
 from tastemaker.training.record import Record, names_anywhere
 from tastemaker.world import Stop, World
@@ -68,9 +70,10 @@ class Training:
                             self._check_failures(it, Cursor(index, 0), state)
                     if made >= cursor.updates:  # else made before the interruption: passing over costs nothing
                         self._step(it, update, made)
+                        self._check_finite(it, Cursor(index, made + 1), state)
                     made += 1
             except Stop:
-                self._save(Cursor(index, max(made, cursor.updates)), state, self._inside(it))
+                self._stop(it, Cursor(index, max(made, cursor.updates)), state)
                 return False
             with self.world.uninterrupted():
                 why = self.record.finish(it, self.policy)
@@ -92,7 +95,7 @@ class Training:
         if start is None:
             self.record.rewind(0)
             if self.best is not None:
-                self.best.rewind(Cursor(0, 0), None)
+                self.best.rewind(None, self.record.metrics.path)
             return Cursor(0, 0), self.algorithm.begin(), {}
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "optimizer": {}}
         for name, tensor in start.tensors.items():
@@ -103,7 +106,10 @@ class Training:
         self.checkpoints.forget_after(start.cursor)
         self.record.rewind(start.cursor.iteration)
         if self.best is not None:
-            self.best.rewind(start.cursor, None if start.per_rank else start.path)
+            self.best.rewind(start, self.record.metrics.path)
+        why = inexact(start.data.get("footing"), self.plan, self.policy.device)
+        if why and self.world.rank == 0:
+            print(why, file=sys.stderr, flush=True)
         if not start.cursor.updates and not start.per_rank:
             return start.cursor, start.data["state"], {}
         if len(start.per_rank) != self.world.size:
@@ -143,9 +149,9 @@ class Training:
 
     def _keep(self, cursor: Cursor, state: State, stops: str) -> None:
         """The checkpoint between two iterations, where one is due; and the best one so far."""
-        watching, due = self.record.watching, self.plan.saves(cursor.iteration - 1) or bool(stops)
-        if self.best is not None and watching is not None:
-            self.best.settle(watching.kept())
+        due = self.plan.saves(cursor.iteration - 1) or bool(stops)
+        if self.best is not None:
+            self.best.settle(self.record.row)
         path = self._save(cursor, state, {}) if due or cursor.iteration == self.plan.iterations else None
         if self.best is not None:
             self.best.offer(cursor, path, lambda: self._content(state))
@@ -158,12 +164,22 @@ class Training:
         start = time.perf_counter()
         stats = descend(it, self.optimizer, update, self.record.progress)
         self.record.update(made, stats, time.perf_counter() - start)
+
+    def _check_finite(self, it: Iteration, cursor: Cursor, state: State) -> None:
+        """Too many steps in a row that were left out end the run, with a checkpoint of the last good weights."""
         if self.optimizer.consecutive_skips >= PATIENCE:
+            self._stop(it, cursor, state)
             raise ValueError(
                 f"no finite gradient in {PATIENCE} updates in a row (iteration {it.key.iteration}). The weights are "
-                "those of the last good update. Lower --learning_rate or --max_grad_norm, or use --mixed_precision "
-                "bf16 or no."
+                "those of the last good update, and a checkpoint of them was written. Lower --learning_rate or "
+                "--max_grad_norm and --resume_from_checkpoint latest, or begin again with --mixed_precision bf16 or no."
             )
+
+    def _stop(self, it: Iteration, cursor: Cursor, state: State) -> None:
+        """The checkpoint inside an iteration."""
+        if self.best is not None:
+            self.best.hold(cursor)
+        self._save(cursor, state, self._inside(it))
 
     def _check_failures(self, it: Iteration, cursor: Cursor, state: State) -> None:
         """Too many failed scores end the run, with a checkpoint at `cursor`."""
@@ -181,7 +197,8 @@ class Training:
         tensors = {f"policy/{name}": value for name, value in self.policy.state().items()}
         moments, numbers = self.optimizer.state()
         tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
-        return Content(tensors, {"state": state, "optimizer": numbers})
+        data = {"state": state, "optimizer": numbers, "footing": footing(self.plan, self.policy.device)}
+        return Content(tensors, data if self.best is None else data | {"best": self.best.rows})
 
     def _save(self, cursor: Cursor, state: State, kept: dict[str, Tensor]) -> Path:
         tensors, data = self._content(state)

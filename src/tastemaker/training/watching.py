@@ -50,23 +50,10 @@ class Sounded(Protocol):
     def begins(self) -> bool: ...
 
 
-class Worth(Protocol):
-    """What the weights with which the last iteration began are worth."""
-
-    @property
-    def by(self) -> str: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def margin(self) -> float: ...
-
-
 class Judge(Protocol):
     """Says from the rows of metrics.jsonl, told once each and in order, which alarms begin and end."""
 
     def see(self, row: Mapping[str, Any]) -> Sequence[Sounded]: ...
-
-    def kept(self) -> Worth | None: ...
 
 
 class Watching:
@@ -113,10 +100,6 @@ class Watching:
                 self.lines.add({"alarm": alarm.name, **made, "stopped": stops})
             why += [f"{alarm.name}: {alarm.message}"] if stops else []
         return world.broadcast_text("; ".join(why))
-
-    def kept(self) -> Worth | None:
-        """What the weights with which the last iteration began are worth; rank 0 alone knows."""
-        return self._judge.kept()
 
 
 def _line(alarm: Sounded) -> str:
