@@ -47,7 +47,7 @@ LINES = RESULTS / "human_loop.jsonl"
 WAYS = {
     "reward": ["shapes_awm", "--algorithm.iterations", "8", "--reward"],
     "direct": ["shapes_diffusion_dpo", "--algorithm.pairs", "given", "--algorithm.per_prompt", "1",
-               "--algorithm.iterations", "40", "--algorithm.beta", "30", "--algorithm.guidance", str(GUIDANCE),
+               "--algorithm.iterations", "60", "--algorithm.beta", "20", "--algorithm.guidance", str(GUIDANCE),
                "--prompts", "pairs", "--reward"],
 }  # fmt: skip
 
