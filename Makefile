@@ -32,9 +32,10 @@ check: $(READY)  ## format, lint and types, then the tests
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-# With a soak and a process that hangs; each mutation is a process of its own (docs/reliability.md).
+# With a soak, a process that hangs, and the commands that start several; each mutation is a process of its own (docs/reliability.md).
 faults: $(READY)  ## the fault matrix with its slow tests, then mutations that its tests have to find (minutes)
-	$(PYTEST) $(PARALLEL) -m "not gpu and not browser" tests/faults tests/properties tests/trajectories
+	$(PYTEST) $(PARALLEL) -m "not gpu and not browser" tests/faults tests/properties tests/trajectories \
+		tests/test_launchers.py tests/test_sharding.py
 	$(BIN)/python tests/faults/mutations.py
 
 ROWS ?= all
