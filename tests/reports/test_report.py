@@ -107,6 +107,7 @@ def test_every_number_is_that_of_the_files(run: Path) -> None:
         assert files.number(of) == value, of
         read = float(text.replace("−", "-").replace(",", "").rstrip("% SD"))
         assert read == pytest.approx(value * (100 if text.endswith("%") else 1), rel=0.006, abs=0.0051), (of, text)
+    assert "/best/kept/1/value" in {of for _, of, _ in placed}
     assert {of.split("/")[1] for _, of, _ in placed} == {"metrics", "evaluations", "samples", "alarms", "best"}
 
 
