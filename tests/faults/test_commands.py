@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -224,7 +225,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with folder.claimed(tmp_path / "run"):
         message = left_alone(runs.words(tmp_path / "run"), tmp_path)
-    assert f"is used by another run (process {os.getpid()}): wait for it, or name another folder." in message
+    assert (
+        f"is used by another run (process {os.getpid()} on {socket.gethostname()}): wait for it, or name another folder."
+        in message
+    )
 
 
 def test_a_half_written_model_is_named(tmp_path: Path) -> None:
