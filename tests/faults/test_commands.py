@@ -225,10 +225,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with folder.claimed(tmp_path / "run"):
         message = left_alone(runs.words(tmp_path / "run"), tmp_path)
-    assert (
-        f"is used by another run (process {os.getpid()} on {socket.gethostname()}): wait for it, or name another folder."
-        in message
-    )
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    assert f"is used by another run ({holder}): wait for it, or name another folder." in message
 
 
 def test_a_half_written_model_is_named(tmp_path: Path) -> None:
