@@ -221,7 +221,7 @@ def loop(place: Path, seed: int, ways: Sequence[str], *, coin: bool) -> Iterator
                "--held_out_rewards", "shapes_alignment", "--evaluation.prompts", "shapes_heldout",
                "--evaluation.guidance", str(GUIDANCE), "--lpips_weights", "off"])  # fmt: skip
         share, oracle = judged(run, place / f"judged-{run.name}", seed)
-        yield {**said, "way": way, "preferred": share, "oracle": oracle}
+        yield {**said, "way": way, "settings": " ".join(words), "preferred": share, "oracle": oracle}
 
 
 def judged(run: Path, place: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -149,6 +149,12 @@ STOPS = {
 }
 
 
+JOINS = {  # of one process that is joined by another
+    "joined in an update": Place("filtered", 0, "learning", 34, "checkpoint-1-2"),
+    "joined in the second prefix": Place("last steps", 0, "drawing", 70, "checkpoint-1-1"),
+}
+
+
 def halted(world: World, folder: Path, stop: Place) -> tuple[str, Toy]:
     """A run that one rank stops, and that is then resumed: its checkpoint's name, its policy."""
     case, asked = CASES[stop.case], stop.number if world.rank == stop.rank else -1
@@ -161,6 +167,20 @@ def halted(world: World, folder: Path, stop: Place) -> tuple[str, Toy]:
     return start.path.name, again
 
 
+def joined(world: World, folder: Path, stop: Place) -> Toy:
+    """A run that one process begins alone and stops inside an iteration, and that both end."""
+    case, again = CASES[stop.case], CASES[stop.case].policy()
+    if world.rank == 0:
+        alone = World()
+        policy = case.policy(Halting, world=alone, place=stop.kind, number=stop.number)
+        assert not case.run(folder, policy, world=alone).train()
+    world.barrier()
+    run = case.run(folder, again, world=world)
+    start = run.checkpoints.latest()
+    assert start is not None and start.path.name == stop.checkpoint and len(start.per_rank) == 1 and run.train(start)
+    return again
+
+
 def rank_main(folder: Path) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
@@ -170,6 +190,8 @@ def rank_main(folder: Path) -> None:
         assert CASES[name].run(folder / name, policy, world=world).train()
     for name, stop in STOPS.items():
         names[name], policies[name] = halted(world, folder / name, stop)
+    for name, stop in JOINS.items():
+        policies[name] = joined(world, folder / name, stop)
     policies["strained"] = CASES["filtered"].policy(Strained if world.rank else Toy)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

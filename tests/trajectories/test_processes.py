@@ -1,6 +1,7 @@
 """Two gloo processes make the same run as one: started once for all cases (ranks.py)."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tastemaker.training.checkpoint import Checkpoints
 from toy_runs import apart, metrics, same
 from trajectories import ranks
-from trajectories.ranks import CASES, STOPS
+from trajectories.ranks import CASES, JOINS, STOPS
 from two_ranks import left_by
 
 pytestmark = pytest.mark.timeout(300)
@@ -68,3 +70,25 @@ def test_two_processes_stopped_and_resumed_make_the_same_bits(name: str, folder:
         assert json.loads((folder / f"rank-{rank}.json").read_text())[name] == STOPS[name].checkpoint
     assert same(weights(folder, name), weights(folder, STOPS[name].case))
     assert metrics(folder / name) == metrics(folder / STOPS[name].case)
+
+
+INSIDE = [name for name, stop in STOPS.items() if stop.checkpoint.count("-") == 2]
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_inside_an_iteration_one_goes_on_where_two_stopped(name: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / name, tmp_path / "run")
+    case = CASES[STOPS[name].case]
+    policy = case.policy()
+    start = Checkpoints.open(tmp_path / "run" / "checkpoints" / STOPS[name].checkpoint)
+    assert len(start.per_rank) == 2 and case.run(tmp_path / "run", policy).train(start)
+    assert apart(policy.state(), weights(folder, STOPS[name].case)) < 1e-6
+    differ = ["network_calls", "queries"]
+    assert close(metrics(tmp_path / "run", *differ), metrics(folder / STOPS[name].case, *differ))
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_inside_an_iteration_two_go_on_where_one_stopped(name: str, folder: Path) -> None:
+    assert apart(weights(folder, name), weights(folder, JOINS[name].case)) < 1e-6
+    differ = ["network_calls", "queries"]
+    assert close(metrics(folder / name, *differ), metrics(folder / JOINS[name].case, *differ))

@@ -254,16 +254,6 @@ def test_a_stop_before_the_replay_is_over_is_saved_where_the_run_stands(tmp_path
     assert after.keys() == before.keys() and after["checkpoint-1"] == before["checkpoint-1"]
 
 
-def test_inside_an_iteration_it_takes_as_many_processes(tmp_path: Path) -> None:
-    assert not halting(PLAIN, tmp_path, "learning", 14 + 10).train()
-    run = PLAIN.run(tmp_path, PLAIN.policy())
-    run.world = World(0, 2)
-    with pytest.raises(
-        ValueError, match="inside an iteration and was made by 1 processes; this run has 2. Resume with"
-    ):
-        run.train(run.checkpoints.latest())
-
-
 @pytest.mark.parametrize(
     ("kind", "lora"),
     [(DDPO, LoRA(rank=2)), (partial(DiffusionNFT, levels=2), LoRA(rank=2, dora=True, rslora=True))],

@@ -26,6 +26,7 @@ from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
 from tastemaker.training.footing import footing, inexact
 from tastemaker.training.optimizer import Optimizer
 from tastemaker.training.record import Record, names_anywhere
+from tastemaker.training.redealing import redealt
 from tastemaker.world import Stop, World
 
 PATIENCE = 5  # optimizer steps in a row without a finite gradient before the run gives up
@@ -112,12 +113,8 @@ class Training:
             print(why, file=sys.stderr, flush=True)
         if not start.cursor.updates and not start.per_rank:
             return start.cursor, start.data["state"], {}
-        if len(start.per_rank) != self.world.size:
-            raise ValueError(
-                f"{start.path} lies inside an iteration and was made by {len(start.per_rank)} processes; this run has "
-                f"{self.world.size}. Resume with as many, or from a checkpoint between iterations."
-            )
-        own = start.per_rank[self.world.rank]
+        own = start.per_rank[self.world.rank] if len(start.per_rank) == self.world.size else None
+        own = own or redealt(start.per_rank, self.plan, self.world.rank)
         self.record.carry(own["record"])
         return start.cursor, start.data["state"], dict(own["kept"])
 
