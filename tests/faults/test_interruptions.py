@@ -45,6 +45,7 @@ def names(place: Path) -> list[str]:
     return sorted(path.name for path in (place / "checkpoints").iterdir())
 
 
+@pytest.mark.slow  # test_kills.py kills every algorithm; this is the command
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL while the second iteration is drawn; the log's last lines are torn as by a power cut."""
     output, calls = tmp_path / "run", tmp_path / "calls"
