@@ -147,14 +147,21 @@ def test_calls_come_before_backward_passes_and_these_before_all_else() -> None:
     assert awaited([wait, back]) == back and awaited([wait, wait]) is None
 
 
+def test_processes_that_begin_with_other_networks_are_told(two: Path) -> None:
+    for strangers in said(two, "strangers"):
+        assert len(strangers) == 2 and all("1 of 2 processes were asked for another run" in one for one in strangers)
+    assert all("the checksum of the trained weights is" in one for one in said(two, "strangers")[1])
+    assert said(two, "twins") == [["nothing"] * 2] * 2
+
+
 # ---- what is refused, what it needs
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "fsdp has little to cut where a LoRA is trained"),
-        ({"lora": None, "use_8bit_adam": True}, "fsdp does not go with use_8bit_adam"),
+        ({}, "^fsdp has little to cut where a LoRA is trained.*lora=None"),
+        ({"lora": None, "use_8bit_adam": True}, "^fsdp does not go with use_8bit_adam"),
         ({"lora": None, "compile": True}, "fsdp does not go with compile"),
         ({"lora": None, "cpu_offload": True}, "fsdp does not go with cpu_offload"),
         ({"lora": None, "mixed_precision": "fp16"}, "mixed_precision=fp16"),

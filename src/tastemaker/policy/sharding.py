@@ -145,7 +145,10 @@ class Calls:
     ) -> None:
         self._network, self._together, self._example = network, together, example
         self._kind: Any = type(network)  # of which it becomes a subclass
+        whole = {name: shards.bits(parameter) for name, parameter in network.named_parameters()}
         shard(network, device, together.size)
+        for name, parameter in network.named_parameters():
+            shards.note(parameter, whole[name])  # by which processes find out that all began with the same
         self.weights = ShardedWeights(network, sets=sets)
         self._outputs: list[Tensor] = []
         self._filling = False
