@@ -257,11 +257,15 @@ def test_a_stop_before_the_replay_is_over_is_saved_where_the_run_stands(tmp_path
 def test_inside_an_iteration_it_takes_as_many_processes(tmp_path: Path) -> None:
     assert not halting(PLAIN, tmp_path, "learning", 14 + 10).train()
     run = PLAIN.run(tmp_path, PLAIN.policy())
+    start = run.checkpoints.latest()
+    assert resumed(PLAIN, tmp_path) == "checkpoint-1-2"
     run.world = World(0, 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
         ValueError, match="inside an iteration and was made by 1 processes; this run has 2. Resume with"
     ):
-        run.train(run.checkpoints.latest())
+        run.train(start)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.iteration import Iteration, Later, Loss, Progress, State, Update, deal
 from tastemaker.plan import Plan
 from tastemaker.policy.policy import Policy
+from tastemaker.policy.sharding import NO_MEMORY
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.rewards.recorded import Recorded
@@ -97,6 +98,12 @@ class Training:
             if self.best is not None:
                 self.best.rewind(None, self.record.metrics.path)
             return Cursor(0, 0), self.algorithm.begin(), {}
+        inside = bool(start.cursor.updates or start.per_rank)
+        if inside and len(start.per_rank) != self.world.size:  # said before anything of the run is removed
+            raise ValueError(
+                f"{start.path} lies inside an iteration and was made by {len(start.per_rank)} processes; this run has "
+                f"{self.world.size}. Resume with as many, or from a checkpoint between iterations."
+            )
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "optimizer": {}}
         for name, tensor in start.tensors.items():
             part, key = name.split("/", 1)
@@ -110,16 +117,21 @@ class Training:
         why = inexact(start.data.get("footing"), self.plan, self.policy.device)
         if why and self.world.rank == 0:
             print(why, file=sys.stderr, flush=True)
-        if not start.cursor.updates and not start.per_rank:
-            return start.cursor, start.data["state"], {}
-        if len(start.per_rank) != self.world.size:
-            raise ValueError(
-                f"{start.path} lies inside an iteration and was made by {len(start.per_rank)} processes; this run has "
-                f"{self.world.size}. Resume with as many, or from a checkpoint between iterations."
-            )
-        own = start.per_rank[self.world.rank]
-        self.record.carry(own["record"])
-        return start.cursor, start.data["state"], dict(own["kept"])
+        kept: dict[str, Tensor] = {}
+        if inside:
+            own = start.per_rank[self.world.rank]
+            self.record.carry(own["record"])
+            kept = dict(own["kept"])
+        self._let_go(start)
+        return start.cursor, start.data["state"], kept
+
+    def _let_go(self, start: Checkpoint) -> None:
+        """Empties what was loaded, which whoever called still holds: with a whole network it is gigabytes."""
+        waits = self.best is not None and start.per_rank and not start.cursor.updates  # then `best` may hold them
+        if not (waits and Content(start.tensors, start.data).small):
+            start.tensors.clear()
+        for one in start.per_rank:
+            one.clear()
 
     def _iteration(self, index: int, state: State, kept: dict[str, Tensor]) -> Iteration:
         key = Key(self.seed, index)
@@ -225,10 +237,7 @@ def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progr
             break
         except torch.OutOfMemoryError as error:
             if it.world.sharded:  # the others are in the middle of the same call
-                raise ValueError(
-                    "out of memory with --fsdp, under which no process can take smaller calls than the others: lower "
-                    "--plan.micro_batch, use --gradient_checkpointing, or start more processes."
-                ) from error
+                raise ValueError(NO_MEMORY) from error
             if rows > 1:
                 what = f"out of memory with {rows} items a call: trying {rows // 2}."
                 warnings.warn(what, RuntimeWarning, stacklevel=2)
