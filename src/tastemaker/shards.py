@@ -9,6 +9,10 @@ from torch import Tensor
 
 CHUNK = 2**27  # bytes of a tensor that are added up at once
 NOTE = "tastemaker_bits"  # the attribute of a sharded tensor
+NO_MEMORY = (
+    "out of memory with --fsdp, under which no process can take smaller calls than the others: lower "
+    "--plan.micro_batch or --plan.sampling_batch, use --gradient_checkpointing, or start more processes."
+)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tastemaker import shards
 from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.iteration import Iteration, Later, Loss, Progress, State, Update, deal
 from tastemaker.plan import Plan
 from tastemaker.policy.policy import Policy
-from tastemaker.policy.sharding import NO_MEMORY
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.rewards.recorded import Recorded
@@ -237,7 +237,7 @@ def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progr
             break
         except torch.OutOfMemoryError as error:
             if it.world.sharded:  # the others are in the middle of the same call
-                raise ValueError(NO_MEMORY) from error
+                raise ValueError(shards.NO_MEMORY) from error
             if rows > 1:
                 what = f"out of memory with {rows} items a call: trying {rows // 2}."
                 warnings.warn(what, RuntimeWarning, stacklevel=2)
