@@ -44,10 +44,10 @@ class Network(nn.Module):
 class NetToy(Toy):
     """`together`: the processes over which its weights are cut; None is one."""
 
-    def __init__(self, *, sets: tuple[str, ...] = ("base",), together: Together | None = None) -> None:
+    def __init__(self, *, sets: tuple[str, ...] = ("base",), together: Together | None = None, seed: int = 5) -> None:
         super().__init__(sets=())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
+            torch.manual_seed(seed)
             self.network = Network().double()
         with torch.no_grad():
             for parameter in self.network.last.parameters():

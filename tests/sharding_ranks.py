@@ -10,18 +10,20 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 
 import tastemaker as tm
 from sharded_toy import NetToy
-from tastemaker import shards
+from tastemaker import agreement, fingerprint, shards
 from tastemaker.algorithms.algorithm import Algorithm
+from tastemaker.prompts.sources import source
 from tastemaker.training.checkpoint import Checkpoints
 from tastemaker.training.trainer import Training
 from tastemaker.world import Stop, World
-from toy_runs import Scorer, closeness, failing, run_of
+from toy_runs import SEED, TEXTS, Scorer, closeness, failing, run_of
 
 RUNS: dict[str, tuple[Algorithm, Scorer]] = {
     "ddpo": (
@@ -34,6 +36,12 @@ RUNS: dict[str, tuple[Algorithm, Scorer]] = {
     ),
     "draft": (tm.DRaFT(images=6, steps=4, k=2, kl=0.1, guidance=2.0, iterations=2, learning_rate=0.02), closeness),
     "drtune": (tm.DRTune(images=6, steps=4, active=2, guidance=2.0, iterations=2, learning_rate=0.02), closeness),
+    # in one loss they make unequally many calls with a graph
+    "drtune-early": (
+        tm.DRTune(images=6, steps=6, active=2, early=2, guidance=2.0, iterations=2, learning_rate=0.02),
+        closeness,
+    ),
+    "refl": (tm.ReFL(images=6, steps=4, first=0.0, last=0.75, iterations=2, learning_rate=0.02), closeness),
     "diffusion_nft": (
         tm.DiffusionNFT(
             images=10,
@@ -155,6 +163,17 @@ def stopped(world: World, policy: NetToy) -> list[Any]:
     return [before, policy.calls.made, numbers(policy), world.sum(1)]
 
 
+def strangers(world: World, *seeds: int) -> list[str]:
+    """The ranks begin with the networks of these seeds, which is found out though none has a whole one."""
+    policy: Any = NetToy(together=world, seed=seeds[world.rank])
+    policy.frozen = dict
+    found = []
+    for few in (fingerprint.FEW, 0):
+        with patch.object(fingerprint, "FEW", few):
+            found.append(said(lambda: agreement.check(world, {"seed": SEED}, source(TEXTS), policy)))
+    return found
+
+
 def said(call: Callable[[], object]) -> str:
     try:
         call()
@@ -176,6 +195,7 @@ def main(folder: Path) -> None:
             resumed(world, folder, folder / source, name, whole=whole)
         policy = NetToy(sets=("base", "old"), together=world)
         found |= {"sets": sets(world, policy), "stopped": stopped(world, policy)}
+        found |= {"strangers": strangers(world, 5, 6), "twins": strangers(world, 5, 5)}
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(found))
     world.close()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import runs
-from tastemaker import fingerprint
+from tastemaker import fingerprint, shards
 from tastemaker.fingerprint import of_files, of_package, of_prompts, of_weights
 from tastemaker.policy.load import load
 from tastemaker.policy.weights import LoRA
@@ -94,10 +94,10 @@ def test_the_sum_is_of_the_bits_wherever_they_lie(
 ) -> None:
     tensor = torch.randint(0, 2, shape).to(dtype) * 1
     tensor = tensor.to(dtype)
-    whole = fingerprint._sum(tensor)
-    assert fingerprint._sum(tensor.clone()) == whole
+    whole = shards.bits(tensor)
+    assert shards.bits(tensor.clone()) == whole
     if tensor.ndim == 2:  # another layout of the same numbers, and a place that is not one of eight bytes
-        assert fingerprint._sum(tensor.t().contiguous().t()) == whole
-        assert fingerprint._sum(torch.cat([tensor[:1], tensor])[1:]) == whole
-    monkeypatch.setattr(fingerprint, "CHUNK", 16)
-    assert fingerprint._sum(tensor) % 2**64 == whole % 2**64
+        assert shards.bits(tensor.t().contiguous().t()) == whole
+        assert shards.bits(torch.cat([tensor[:1], tensor])[1:]) == whole
+    monkeypatch.setattr(shards, "CHUNK", 16)
+    assert shards.bits(tensor) % 2**64 == whole % 2**64

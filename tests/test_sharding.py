@@ -20,6 +20,7 @@ from sharded_toy import NetToy
 from sharding_ranks import FOUR, RESUMED, RUNS, content, moved, numbers, training
 from tastemaker.memory import Setup, estimate
 from tastemaker.messages import Kind, Message, awaited
+from tastemaker.policy import sharding
 from tastemaker.policy.sharding import blocks
 from tastemaker.settings import RunSettings
 from tastemaker.training.checkpoint import Checkpoints
@@ -147,14 +148,31 @@ def test_calls_come_before_backward_passes_and_these_before_all_else() -> None:
     assert awaited([wait, back]) == back and awaited([wait, wait]) is None
 
 
+def test_processes_that_begin_with_other_networks_are_told(two: Path) -> None:
+    for strangers in said(two, "strangers"):
+        assert len(strangers) == 2 and all("1 of 2 processes were asked for another run" in one for one in strangers)
+    assert all("the checksum of the trained weights is" in one for one in said(two, "strangers")[1])
+    assert said(two, "twins") == [["nothing"] * 2] * 2
+
+
+def test_a_call_for_others_brings_no_text_encoder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tastemaker.policy.load import load
+
+    monkeypatch.setattr(sharding, "shard", lambda *given: None)  # one process has nothing to cut
+    policy: Any = load(str(tiny.save(tmp_path / "model")), lora=None, together=World())
+    monkeypatch.setattr(policy, "_texts", None)
+    policy._calls.fill(1)
+    assert policy._calls.made == 1 and policy.rows.backward == 0
+
+
 # ---- what is refused, what it needs
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "fsdp has little to cut where a LoRA is trained"),
-        ({"lora": None, "use_8bit_adam": True}, "fsdp does not go with use_8bit_adam"),
+        ({}, "^fsdp has little to cut where a LoRA is trained.*lora=None"),
+        ({"lora": None, "use_8bit_adam": True}, "^fsdp does not go with use_8bit_adam"),
         ({"lora": None, "compile": True}, "fsdp does not go with compile"),
         ({"lora": None, "cpu_offload": True}, "fsdp does not go with cpu_offload"),
         ({"lora": None, "mixed_precision": "fp16"}, "mixed_precision=fp16"),

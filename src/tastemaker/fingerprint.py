@@ -23,7 +23,6 @@ PACKAGE = Path(__file__).parent
 MOST = 200_000  # prompts that are read, a second or two; of longer lists those that are drawn stand for all
 LONGEST = 1000  # letters of a path
 FEW = 2**30  # bytes of trained tensors, an adapter's and more: every one of them is compared
-CHUNK = 2**27  # bytes of a tensor that are added up at once
 
 
 def of_prompts(source: PromptSource) -> str:
@@ -53,7 +52,7 @@ def of_files(settings: Mapping[str, Any]) -> dict[str, str]:
 def of_weights(policy: Exportable) -> dict[str, str]:
     """The trained tensors bit for bit, where they are no whole network; of all others sums over their bits.
 
-    Of tensors that are spread over the processes nobody has the whole: their names and shapes count.
+    Of tensors that are spread over the processes it is a sum too, taken before they were.
     """
     trained = policy.named_parameters()
     few = sum(tensor.nbytes for tensor in trained.values()) <= FEW
@@ -122,24 +121,12 @@ def _exact(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
     """Names, kinds and bytes, in the order of the names."""
     for name, tensor in sorted(tensors.items()):
         yield f"{name} {_told(tensor)}"
-        if not shards.is_sharded(tensor):
+        if shards.is_sharded(tensor):
+            yield str(shards.bits(tensor))
+        else:
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _sums(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """Names, kinds and sums, likewise."""
-    return (f"{name} {_told(tensor)} {_sum(tensor)}" for name, tensor in sorted(tensors.items()))
-
-
-@torch.no_grad()
-def _sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, eight bytes a number, where it lies; it wraps around, and that exactly."""
-    if shards.is_sharded(tensor) or not tensor.numel():
-        return 0
-    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    total = 0
-    for part in torch.split(flat, CHUNK):
-        whole = len(part) // 8 * 8
-        numbers = part[:whole] if part.storage_offset() % 8 == 0 else part[:whole].clone()
-        total += int(numbers.view(torch.int64).sum()) + int(part[whole:].sum(dtype=torch.int64))
-    return total
+    return (f"{name} {_told(tensor)} {shards.bits(tensor)}" for name, tensor in sorted(tensors.items()))

@@ -178,8 +178,8 @@ def _check_fsdp(run: RunSettings) -> None:
     """What goes with weights that are cut over processes, and what does not or was never tried."""
     need(
         run.lora is None,
-        "fsdp has little to cut where a LoRA is trained, which is small: leave it out, or give --no-lora to train the "
-        "whole network.",
+        "fsdp has little to cut where a LoRA is trained, which is small: leave it out, or train the whole "
+        "network: lora=None, on the command line --no-lora.",
     )
     for name in ("use_8bit_adam", "compile", "cpu_offload"):
         need(not getattr(run, name), f"fsdp does not go with {name}: leave one of them out.")

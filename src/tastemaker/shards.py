@@ -7,6 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHUNK = 2**27  # bytes of a tensor that are added up at once
+NOTE = "tastemaker_bits"  # the attribute of a sharded tensor
+NO_MEMORY = (
+    "out of memory with --fsdp, under which no process can take smaller calls than the others: lower "
+    "--plan.micro_batch or --plan.sampling_batch, use --gradient_checkpointing, or start more processes."
+)
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether other processes hold parts of it (a DTensor; its module takes half a second to import)."""
@@ -43,3 +50,25 @@ def whole(tensor: Tensor) -> Tensor:
     sharded: Any = tensor.detach()
     made: Tensor = sharded.full_tensor() if is_sharded(tensor) else tensor
     return made
+
+
+@torch.no_grad()
+def bits(tensor: Tensor) -> int:
+    """The sum of a tensor's bits, eight bytes a number, where it lies; it wraps around, and that exactly.
+
+    Of a sharded tensor, of which nobody has the whole: what was noted of it before it was cut.
+    """
+    if is_sharded(tensor):
+        return int(getattr(tensor, NOTE, 0))
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    total = 0
+    for part in torch.split(flat, CHUNK) if len(flat) else ():
+        whole = len(part) // 8 * 8
+        numbers = part[:whole] if part.storage_offset() % 8 == 0 else part[:whole].clone()
+        total += int(numbers.view(torch.int64).sum()) + int(part[whole:].sum(dtype=torch.int64))
+    return total
+
+
+def note(sharded: Tensor, found: int) -> None:
+    """Notes what `bits` found of the whole tensor."""
+    setattr(sharded, NOTE, found)

@@ -275,6 +275,8 @@ class World:
                 self._filler.fill(first.n)
             else:
                 self._filler.join()
+            if kind is Kind.BACKWARD:  # which takes back what was filled in meanwhile too
+                n = self._filler.made
             said = self._round(kind, n)
         kinds = [message.kind for message in said]
         if first is None and len(set(kinds)) > 1:

@@ -14,7 +14,7 @@ from tastemaker.iteration import Iteration, Loss, Silence, Update
 from tastemaker.process.prediction import Prediction
 from tastemaker.process.samplers import DDIM
 from tastemaker.rollout import collect
-from tastemaker.training.checkpoint import Cursor
+from tastemaker.training.checkpoint import Checkpoints, Cursor
 from tastemaker.training.trainer import cut, descend
 from toy import Toy
 from toy_runs import apart, closeness, failing, gradient, iteration_of, metrics, optimizer_of, plan_of, run_of, same
@@ -264,6 +264,24 @@ def test_a_judge_that_has_a_hiccup_costs_no_picture(tmp_path: Path) -> None:
     rows = metrics(tmp_path / "run")
     assert [row["queries"] for row in rows] == [12 + 4, 12, 12] and not any(row["reward"]["failed"] for row in rows)
     assert metrics(tmp_path / "run", "queries") == metrics(tmp_path / "plain", "queries")
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["between", "inside"])
+def test_what_was_loaded_is_let_go_though_the_caller_holds_it(inside: bool, tmp_path: Path) -> None:
+    run = run_of(tmp_path, SMALL, Toy(), save=1)
+    if inside:
+        keep = run.record.update
+        run.record.update = lambda *given: keep(*given) or run.world.request_stop()  # type: ignore[func-returns-value,method-assign]
+    assert run.train() is not inside
+    place = tmp_path / "checkpoints" / ("checkpoint-0-1" if inside else "checkpoint-1")
+    start, left = Checkpoints.open(place), []
+
+    def scored(images: Tensor, prompts: Any) -> Tensor:
+        left.append(len(start.tensors) + sum(len(one) for one in start.per_rank))
+        return closeness(images, prompts)
+
+    assert start.tensors and bool(start.per_rank) is inside
+    assert run_of(tmp_path, SMALL, Toy(), reward=scored).train(start) and set(left) == {0}
 
 
 def test_as_many_as_are_allowed_may_fail(tmp_path: Path) -> None:

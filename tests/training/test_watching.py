@@ -236,15 +236,18 @@ def test_a_run_that_goes_back_has_the_best_of_that_time(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints" / "best").iterdir()] == ["checkpoint-1"]
 
 
-def test_of_a_run_stopped_inside_an_iteration_its_beginning_may_be_the_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("call", "updates"), [(1, 0), (10, 2)])
+def test_of_a_run_stopped_inside_an_iteration_its_beginning_may_be_the_best(
+    call: int, updates: int, tmp_path: Path
+) -> None:
     straight, _ = made(PLAIN, tmp_path / "straight", window=1, keep=3, by="reward")
     assert straight.train()
     world = World()
-    policy = PLAIN.policy(Halting, world=world, place="learning", number=14 + 10)
+    policy = PLAIN.policy(Halting, world=world, place="learning", number=14 + call)
     assert not made(PLAIN, tmp_path / "a", policy, world=world, window=1, keep=3, by="reward")[0].train()
     run, _ = made(PLAIN, tmp_path / "a", window=1, keep=3, by="reward")
     start = run.checkpoints.latest()
-    assert start is not None and start.cursor.iteration == 1 and start.cursor.updates and run.train(start)
+    assert start is not None and start.cursor == (1, updates) and start.per_rank and run.train(start)
     assert (tmp_path / "a" / "best.json").read_text() == (tmp_path / "straight" / "best.json").read_text()
     assert [row["iteration"] for row in read_json(tmp_path / "a" / "best.json")["kept"]].count(1) == 1
     own, other = (Checkpoints.open(tmp_path / of / "checkpoints/best/checkpoint-1") for of in ("a", "straight"))

@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,7 +88,8 @@ class LatentPolicy(ABC):
         network = self._denoiser
         switches.prepare(request, network, self._vae)
         if request.together is not None:
-            self._calls = sharding.Calls(network, self.device, request.together, request.sets, self._example)
+            example = partial(self._example, self.encode([""]))  # read now: while it learns, encoders have no room
+            self._calls = sharding.Calls(network, self.device, request.together, request.sets, example)
             self._weights: Weights = self._calls.weights
         else:
             network.to(self.device, memory_format=self._format)
@@ -174,12 +176,11 @@ class LatentPolicy(ABC):
             output = self._call(x, t, *texts) if self._calls is None else self._calls.told(self._call, x, t, *texts)
         return output.float().contiguous()
 
-    def _example(self) -> None:
+    def _example(self, texts: Conditioning) -> None:
         """One call of the network that counts for nothing."""
         counted, self.rows = self.rows, Rows()
         try:
-            x = torch.zeros(1, *self.latent_shape, device=self.device)
-            self.predict(x, 0, self.schedule(2), self.encode([""]), 1.0)
+            self.predict(torch.zeros(1, *self.latent_shape, device=self.device), 0, self.schedule(2), texts, 1.0)
         finally:
             self.rows = counted
 
@@ -192,8 +193,7 @@ class LatentPolicy(ABC):
         if not graph or (len(x0) * self._pixels <= KEPT_PIXELS and not self._slicing):
             with switches.visiting(self._vae, self.device, leaves=self._visits):
                 return torch.cat([self._decode(part) for part in parts])
-        once_more = [checkpoint(self._decode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-        return torch.cat(once_more)
+        return torch.cat([checkpoint(self._decode, x, use_reentrant=False, preserve_rng_state=False) for x in parts])
 
     def _decode(self, x0: Tensor) -> Tensor:
         config = self._vae.config

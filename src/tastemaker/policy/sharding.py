@@ -23,11 +23,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tastemaker import shards
 from tastemaker.policy.weights import CURRENT, Weights
 
-NO_MEMORY = (
-    "out of memory with --fsdp, under which no process can take smaller calls than the others: lower "
-    "--plan.micro_batch or --plan.sampling_batch, use --gradient_checkpointing, or start more processes."
-)
-
 
 class Together(Protocol):
     """All processes of a run, as far as a network that is cut over them needs to know."""
@@ -145,7 +140,10 @@ class Calls:
     ) -> None:
         self._network, self._together, self._example = network, together, example
         self._kind: Any = type(network)  # of which it becomes a subclass
+        whole = {name: shards.bits(parameter) for name, parameter in network.named_parameters()}
         shard(network, device, together.size)
+        for name, parameter in network.named_parameters():
+            shards.note(parameter, whole[name])  # by which processes find out that all began with the same
         self.weights = ShardedWeights(network, sets=sets)
         self._outputs: list[Tensor] = []
         self._filling = False
@@ -210,7 +208,7 @@ class Calls:
         try:
             return call(*inputs)
         except torch.OutOfMemoryError as error:
-            raise ValueError(NO_MEMORY) from error
+            raise ValueError(shards.NO_MEMORY) from error
 
     @contextmanager
     def gathered(self, pipeline: Any, component: str) -> Iterator[None]:

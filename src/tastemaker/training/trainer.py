@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tastemaker import shards
 from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.iteration import Iteration, Later, Loss, Progress, State, Update, deal
 from tastemaker.plan import Plan
@@ -111,12 +112,22 @@ class Training:
         why = inexact(start.data.get("footing"), self.plan, self.policy.device)
         if why and self.world.rank == 0:
             print(why, file=sys.stderr, flush=True)
-        if not start.cursor.updates and not start.per_rank:
-            return start.cursor, start.data["state"], {}
-        own = start.per_rank[self.world.rank] if len(start.per_rank) == self.world.size else None
-        own = own or redealt(start.per_rank, self.plan, self.world.rank)
-        self.record.carry(own["record"])
-        return start.cursor, start.data["state"], dict(own["kept"])
+        kept: dict[str, Tensor] = {}
+        if start.per_rank:  # inside an iteration
+            same = len(start.per_rank) == self.world.size
+            own = start.per_rank[self.world.rank] if same else redealt(start.per_rank, self.plan, self.world.rank)
+            self.record.carry(own["record"])
+            kept = dict(own["kept"])
+        self._let_go(start)
+        return start.cursor, start.data["state"], kept
+
+    def _let_go(self, start: Checkpoint) -> None:
+        """Empties what was loaded, which whoever called still holds: with a whole network it is gigabytes."""
+        waits = self.best is not None and start.per_rank and not start.cursor.updates  # then `best` may hold them
+        if not (waits and Content(start.tensors, start.data).small):
+            start.tensors.clear()
+        for one in start.per_rank:
+            one.clear()
 
     def _iteration(self, index: int, state: State, kept: dict[str, Tensor]) -> Iteration:
         key = Key(self.seed, index)
@@ -222,10 +233,7 @@ def descend(it: Iteration, optimizer: Optimizer, update: Update, progress: Progr
             break
         except torch.OutOfMemoryError as error:
             if it.world.sharded:  # the others are in the middle of the same call
-                raise ValueError(
-                    "out of memory with --fsdp, under which no process can take smaller calls than the others: lower "
-                    "--plan.micro_batch, use --gradient_checkpointing, or start more processes."
-                ) from error
+                raise ValueError(shards.NO_MEMORY) from error
             if rows > 1:
                 what = f"out of memory with {rows} items a call: trying {rows // 2}."
                 warnings.warn(what, RuntimeWarning, stacklevel=2)
