@@ -48,7 +48,7 @@ WAYS = {
     "reward": ["shapes_awm", "--algorithm.iterations", "8", "--reward"],
     "direct": ["shapes_diffusion_dpo", "--algorithm.pairs", "given", "--algorithm.per_prompt", "1",
                "--algorithm.iterations", "60", "--algorithm.beta", "20", "--algorithm.guidance", str(GUIDANCE),
-               "--prompts", "pairs", "--reward"],
+               "--learning_rate", "5e-3", "--lr_scheduler", "cosine", "--prompts", "pairs", "--reward"],
 }  # fmt: skip
 
 
