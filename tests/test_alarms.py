@@ -69,6 +69,7 @@ def test_an_alarm_stops_the_run_says_why_and_leaves_weights(tmp_path: Path) -> N
             "--best_metric is 'reward', but best_checkpoints is 0: leave one",
         ),
         ("--best_metric reward --alarms.best redness", "--best_metric is 'reward', which alarms.best says too: leave"),
+        ("--best_metric=", "--best_metric is ''; it is one of reward, redness."),
         ("--best_checkpoints -1", "--best_checkpoints is -1; it is 0 or more."),
         ("--alarms.best clip", "--alarms.best is 'clip'; it is one of --held_out_rewards that is no oracle: redness"),
     ],
