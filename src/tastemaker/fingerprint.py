@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tastemaker.prompts.functions import is_function_spec
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import Listed
 from tastemaker.rewards.terms import is_sum, whole
+from tastemaker.rewards.trained import CARD
 
 PACKAGE = Path(__file__).parent
 MOST = 200_000  # prompts that are read, a second or two; of longer lists those that are drawn stand for all
@@ -48,11 +50,12 @@ def of_files(settings: Mapping[str, Any]) -> dict[str, str]:
 
     Those of one name under one setting are counted. It never raises: one process alone would end.
     """
-    found: dict[str, str] = {}
+    found, counts = dict[str, str](), Counter[str]()
     for key, spec in _named(settings):
         for path in _paths(spec):
-            names = (f"{path.name} ({key}{count})" for count in ("", *(f", the {k}th" for k in range(2, len(found) + 3))))
-            found[next(name for name in names if name not in found)] = _of_path(path)
+            name = f"{path.name} ({key})"
+            counts[name] += 1
+            found[name if counts[name] == 1 else f"{name}, number {counts[name]}"] = _of_path(path)
     return found
 
 
