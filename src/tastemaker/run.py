@@ -26,6 +26,7 @@ from tastemaker.results import Results
 from tastemaker.settings import RunSettings
 from tastemaker.training.best import Best, forget_after, listed
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
+from tastemaker.training.footing import switches
 from tastemaker.training.hook import OnSamples
 from tastemaker.training.lines import Lines
 from tastemaker.training.merit import WINDOW, Merit
@@ -157,7 +158,6 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     results = Results(output, trial, prompts_name, sampler, metric=metric, write=writes, trackers=running)
     results.rewind(start.cursor if start else Cursor(0, 0))
     record = _record(parts, trial, running, on_samples)
-    best = _best(parts, start)
     page = reporting.Beside(output)
 
     with Stopping(world):
@@ -175,7 +175,8 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             seed=run.seed,
             negative=run.negative_prompt,
             max_failed=run.max_failed,
-            best=best,
+            best=_best(parts, start),
+            switches=switches(run),
         )
         done = training.train(start)
     if done:

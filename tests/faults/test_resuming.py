@@ -20,8 +20,9 @@ import runs
 import tiny
 from tastemaker import folder
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.settings import RunSettings
 from tastemaker.training.checkpoint import Checkpoints
-from tastemaker.training.footing import inexact
+from tastemaker.training.footing import footing, inexact, switches
 from toy import Toy
 from toy_runs import apart, plan_of, run_of, same
 
@@ -200,7 +201,7 @@ def test_a_resume_that_is_not_exact_says_what_changed(
     assert told() == ""
     ends = ": the same results up to rounding, not bit for bit.\n"
     assert told(micro=16, sampling=3) == (
-        f"the run goes on with micro_batch 16 (was 5), sampling_batch 3 (was 5){ends}"
+        f"the run goes on with plan.micro_batch 16 (was 5), plan.sampling_batch 3 (was 5){ends}"
     )
     threads = torch.get_num_threads()
     assert told(lambda data: data["footing"].update(threads=64)) == (
@@ -210,6 +211,18 @@ def test_a_resume_that_is_not_exact_says_what_changed(
         f"the run goes on with processes 1 (was 3), device cpu (was NVIDIA H100){ends}"
     )
     assert told(lambda data: data.pop("footing"), micro=16) == ""  # of an earlier version
+
+
+def test_settings_that_change_last_digits_are_told_too() -> None:
+    plan, device = plan_of(SMALL, Toy()), torch.device("cpu")
+    before = footing(plan, device, switches(RunSettings()))
+    other = switches(RunSettings(compile=True, attention_backend="flash", gradient_checkpointing=True))
+    assert inexact(before, plan, device, switches(RunSettings())) == ""
+    assert inexact(before, plan, device, other) == (
+        "the run goes on with attention_backend flash (was None), compile True (was False), gradient_checkpointing "
+        "True (was False): the same results up to rounding, not bit for bit."
+    )
+    assert inexact(footing(plan, device), plan, device, other) == ""  # of an earlier version
 
 
 def test_processes_that_do_not_divide_the_order_are_told_of() -> None:
