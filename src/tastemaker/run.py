@@ -176,7 +176,7 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             negative=run.negative_prompt,
             max_failed=run.max_failed,
             best=_best(parts, start),
-            switches=switches(run),
+            switches=switches(parts.resolved.tree),
         )
         done = training.train(start)
     if done:

@@ -16,9 +16,9 @@ SWITCHES = (  # settings of a run by which kernels, or the order in which number
 TYPED = {"micro_batch": "plan.micro_batch", "sampling_batch": "plan.sampling_batch"}  # what settings are called
 
 
-def switches(run: object) -> dict[str, Any]:
-    """Those of a run's settings."""
-    return {name: getattr(run, name) for name in SWITCHES}
+def switches(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings, with what `--fit` chose."""
+    return {name: settings[name] for name in SWITCHES}
 
 
 def footing(plan: Plan, device: torch.device, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -45,5 +45,5 @@ def inexact(
         return ""
     what = ", ".join(f"{TYPED.get(name, name)} {now[name]} (was {(before or {})[name]})" for name in changed)
     uneven = "processes" in changed and plan.dealt % plan.devices
-    more = f" {plan.devices} processes do not divide {plan.dealt} groups: shares are unequal, updates are the same."
-    return f"the run goes on with {what}: the same results up to rounding, not bit for bit.{more if uneven else ''}"
+    dealing = f" {plan.devices} processes do not divide {plan.dealt} groups: shares are unequal, updates are the same."
+    return f"the run goes on with {what}: the same results up to rounding, not bit for bit.{dealing if uneven else ''}"
