@@ -101,6 +101,9 @@ def test_the_best_ones_by_the_reward_or_a_part_of_it(flags: str, by: str, tmp_pa
     for row in found["kept"]:
         assert 1 <= row["iteration"] <= 3 and (tmp_path / row["checkpoint"] / "MANIFEST.json").is_file()
     best = runs.train([*argv, "--resume_from_checkpoint", str(tmp_path / found["kept"][1]["checkpoint"])])
+    gone = max(row["iteration"] for row in found["kept"])
+    back = found["kept"][1]["iteration"]
+    assert ("removed from" in best.out) == (gone > back)  # it is made again, or another is better
     assert "iteration 4/4" in best.out and json.loads((tmp_path / "best.json").read_text())["by"] == by
 
 

@@ -73,7 +73,7 @@ def test_what_was_the_best_by_another_number_stays_until_others_come(
     other = made(tmp_path, "parts.half")
     other.rewind(start(tmp_path, 3, first.rows), tmp_path / "none")
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
-    assert "best checkpoints by reward stay until others by parts.half take their places" in capsys.readouterr().err
+    assert "best checkpoints by reward stay until others by parts.half take their places" in capsys.readouterr().out
     ran(other, {3: 0.0, 4: 0.0}, half=-9.0)  # the first row that is seen passes for the base's, which is no candidate
     assert [(one["by"], one["iteration"]) for one in listed(tmp_path)] == [("parts.half", 4), ("reward", 2)]
     assert [one["iteration"] for one in other.rows] == [4, 2]
@@ -83,9 +83,9 @@ def test_nothing_is_removed_without_a_word(tmp_path: Path, capsys: pytest.Captur
     ran(made(tmp_path), {0: 0.0, 1: 1.0, 2: 5.0})
     made(tmp_path).rewind(None, tmp_path / "none")
     assert names(tmp_path) == [] and not (tmp_path / BEST).exists()
-    assert "removed checkpoint-1, checkpoint-2, which" in capsys.readouterr().err
+    assert "checkpoints/best: checkpoint-1, checkpoint-2 (not among the best" in capsys.readouterr().out
     made(tmp_path).rewind(None, tmp_path / "none")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_a_full_disk_costs_the_best_and_nothing_else(

@@ -177,10 +177,10 @@ class Best:
         """What a run that goes on does with the best ones that it finds."""
         if former := sorted({row["by"] for row in self.rows} - {self.merit.by}):
             what = f"best checkpoints by {', '.join(former)} stay until others by {self.merit.by} take their places"
-            print(what, file=sys.stderr, flush=True)
+            print(what, flush=True)
         if gone:
-            what = f"{self.checkpoints.folder}: removed {', '.join(gone)}, which the run's new beginning does not know"
-            print(what, file=sys.stderr, flush=True)
+            what = f"removed from {self.checkpoints.folder}: {', '.join(gone)}"
+            print(f"{what} (not among the best of the run up to where it goes on)", flush=True)
 
     def _kept(self, candidate: Candidate) -> Path | None:
         """Where the candidate lies now; None, with a message, where it could not be written."""
