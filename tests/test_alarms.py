@@ -69,6 +69,7 @@ def test_an_alarm_stops_the_run_says_why_and_leaves_weights(tmp_path: Path) -> N
             "--best_metric is 'reward', but best_checkpoints is 0: leave one",
         ),
         ("--best_metric reward --alarms.best redness", "--best_metric is 'reward', which alarms.best says too: leave"),
+        ("--best_metric=", "--best_metric is ''; it is one of reward, redness."),
         ("--best_checkpoints -1", "--best_checkpoints is -1; it is 0 or more."),
         ("--alarms.best clip", "--alarms.best is 'clip'; it is one of --held_out_rewards that is no oracle: redness"),
     ],
@@ -100,6 +101,9 @@ def test_the_best_ones_by_the_reward_or_a_part_of_it(flags: str, by: str, tmp_pa
     for row in found["kept"]:
         assert 1 <= row["iteration"] <= 3 and (tmp_path / row["checkpoint"] / "MANIFEST.json").is_file()
     best = runs.train([*argv, "--resume_from_checkpoint", str(tmp_path / found["kept"][1]["checkpoint"])])
+    gone = max(row["iteration"] for row in found["kept"])
+    back = found["kept"][1]["iteration"]
+    assert ("removed from" in best.out) == (gone > back)  # it is made again, or another is better
     assert "iteration 4/4" in best.out and json.loads((tmp_path / "best.json").read_text())["by"] == by
 
 

@@ -26,6 +26,7 @@ def test_files_of_rewards_and_prompts_wherever_they_are_named(tmp_path: Path, mo
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "weights").write_bytes(b"1")
+    (tmp_path / "head" / "reward.json").write_text("{}")
     settings: dict[str, Any] = {
         "reward": {"sum": [{"name": "a.py:f", "weight": 1.0}, {"name": "brightness", "weight": 2.0}]},
         "held_out_rewards": ["colour:1,head:0.5", {"name": "isolated", "reward": "a.py:g"}],
@@ -43,6 +44,76 @@ def test_files_of_rewards_and_prompts_wherever_they_are_named(tmp_path: Path, mo
     assert of_files({"reward": "brightness", "prompts": ["a" * 9000], "evaluation": None}) == {}
     for function in (judge, partial(judge, prompts=None)):
         assert of_files({"reward": function}).keys() == {"test_fingerprint.py (reward)"}
+
+
+TEXTS = [
+    "a" * 300,
+    "~nobody_of_this_name/x",
+    "~",
+    "a\0b",
+    "a" * 300 + ".py:f",
+    "~nobody/x.py:f",
+    "/root/x.py:f",
+    "",
+    ".",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_that_is_no_path_is_none(text: str) -> None:
+    """Of a few hundred letters the disk says that the name is too long, and no error of one process ends the others."""
+    settings = {"reward": {"name": "vlm", "question": text}, "held_out_rewards": [], "prompts": text}
+    assert of_files(settings) == {}
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "score.py").write_text(folder)
+    settings = {"held_out_rewards": [f"{tmp_path}/{folder}/score.py:f" for folder in "ab"]}
+    found = of_files(settings)
+    assert found.keys() == {"score.py (held_out_rewards)", "score.py (held_out_rewards), number 2"}
+    assert len(set(found.values())) == 2
+    (tmp_path / "a" / "score.py").write_text("c")
+    assert of_files(settings) != found
+
+
+def test_folders_that_are_no_trained_rewards_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "0.png").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    settings = {"reward": "pictures", "prompts": {"path": str(tmp_path / "pictures")}}
+    assert of_files(settings) == {}
+    (tmp_path / "pictures" / "reward.json").write_text("{}")
+    assert of_files(settings).keys() == {"pictures (reward)", "pictures (prompts)"}
+
+
+def test_large_folders_count_by_names_and_sizes_and_what_vanishes_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = tmp_path / "head"
+    head.mkdir()
+    (head / "reward.json").write_text("{}")
+    (head / "weights").write_bytes(b"12")
+    settings = {"reward": str(head)}
+    read = of_files(settings)
+    (head / "weights").write_bytes(b"21")
+    assert of_files(settings) != read
+    monkeypatch.setattr(fingerprint, "ROOM", 3)
+    sizes = of_files(settings)
+    (head / "weights").write_bytes(b"12")
+    assert of_files(settings) == sizes != read
+    (head / "weights").write_bytes(b"123")
+    assert of_files(settings) != sizes
+    monkeypatch.setattr(fingerprint, "ROOM", 2**20)
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "open", lost)
+    assert set(of_files(settings)) == {"head (reward)"}
+    monkeypatch.setattr(Path, "rglob", lost)
+    assert set(of_files(settings).values()) == {fingerprint.UNREADABLE}
 
 
 def test_every_prompt_and_its_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,10 +97,11 @@ def test_what_a_run_needs_is_added_up(asked: config.Resolved, tmp_path: Path) ->
     assert rows[1][1] == size(3 * 3 * adapter + adapter) and str(tmp_path) in rows[1][2]
     assert rows[2][1] == size(least.needed)
     for settings, count in (
-        ({"held_out_rewards": ("brightness",)}, 4),
-        ({"held_out_rewards": ("brightness",), "best_checkpoints": 3}, 6),
+        ({"held_out_rewards": ("brightness",)}, 6),
+        ({"held_out_rewards": ("brightness",), "best_checkpoints": 3}, 10),
+        ({"held_out_rewards": ("brightness",), "best_checkpoints": 0}, 3),
         ({"best_checkpoints": 3}, 3),
-        ({"best_checkpoints": 3, "best_metric": "reward", "alarms": None}, 6),
+        ({"best_checkpoints": 3, "best_metric": "reward", "alarms": None}, 10),
         ({"held_out_rewards": ("brightness",), "alarms": None}, 3),
         ({"best_checkpoints": 99, "best_metric": "reward"}, 27),
     ):

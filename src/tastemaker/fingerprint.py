@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from tastemaker.prompts.functions import is_function_spec
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import Listed
 from tastemaker.rewards.terms import is_sum, whole
+from tastemaker.rewards.trained import CARD
 
 PACKAGE = Path(__file__).parent
 MOST = 200_000  # prompts that are read, a second or two; of longer lists those that are drawn stand for all
-LONGEST = 1000  # letters of a path
+ROOM = 2**28  # bytes of a folder's files that are read; of larger ones names and sizes stand for what is in them
+UNREADABLE = "unreadable"
 FEW = 2**30  # bytes of trained tensors, an adapter's and more: every one of them is compared
 
 
@@ -41,11 +45,16 @@ def of_package() -> str:
 
 
 def of_files(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Of the files of rewards and of prompt functions, and of trained rewards' folders, by the setting and the name."""
-    found = {}
+    """Of the files of rewards and of prompt functions, and of trained rewards' folders, by the setting and the name.
+
+    Those of one name under one setting are counted. It never raises: one process alone would end.
+    """
+    found, counts = dict[str, str](), Counter[str]()
     for key, spec in _named(settings):
         for path in _paths(spec):
-            found[f"{path.name} ({key})"] = _of_folder(path, "*") if path.is_dir() else _digest([path.read_bytes()])
+            name = f"{path.name} ({key})"
+            counts[name] += 1
+            found[name if counts[name] == 1 else f"{name}, number {counts[name]}"] = _of_path(path)
     return found
 
 
@@ -70,16 +79,25 @@ def _named(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _paths(spec: Any) -> Iterator[Path]:
-    """The files and folders that are named there, in settings of it too."""
+    """The files and the trained rewards' folders that are named there, in settings of it too."""
     if isinstance(spec, Mapping):
         for part in spec.values():
             yield from _paths(part)
     elif isinstance(spec, str | Path):
-        file = Path(str(spec).rpartition(":")[0] if is_function_spec(str(spec)) else spec).expanduser()
-        if len(str(spec)) < LONGEST and (file.is_file() if is_function_spec(str(spec)) else file.is_dir()):
-            yield file
+        if path := _path(str(spec)):
+            yield path
     elif callable(spec):
         yield from _source(spec)
+
+
+def _path(text: str) -> Path | None:
+    """What it names; None where it is no path, as most texts are: too long, no such user's folder, no permission."""
+    function = is_function_spec(text)
+    try:
+        path = Path(text.rpartition(":")[0] if function else text).expanduser()
+        return path if (path if function else path / CARD).is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _source(function: Callable[..., Any]) -> Iterator[Path]:
@@ -87,15 +105,34 @@ def _source(function: Callable[..., Any]) -> Iterator[Path]:
     function = getattr(function, "func", function)
     try:
         file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
-    except TypeError:  # written in C
+        if file and Path(file).is_file():
+            yield Path(file)
+    except (TypeError, OSError, ValueError):  # TypeError: written in C
         return
-    if file and Path(file).is_file():
-        yield Path(file)
+
+
+def _of_path(path: Path) -> str:
+    return _of_folder(path, "*") if os.path.isdir(path) else _of_file(path)
 
 
 def _of_folder(folder: Path, pattern: str) -> str:
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file() and "__pycache__" not in path.parts)
-    return _digest(part for path in files for part in (path.relative_to(folder).as_posix(), path.read_bytes()))
+    """Names and contents, in the order of the names; of more than ROOM names and sizes."""
+    try:
+        files = sorted(path for path in folder.rglob(pattern) if path.is_file() and "__pycache__" not in path.parts)
+        sizes = [path.stat().st_size for path in files]
+    except OSError:  # one of them vanished meanwhile
+        return UNREADABLE
+    much = sum(sizes) > ROOM
+    told = (str(size) if much else _of_file(path) for path, size in zip(files, sizes, strict=True))
+    return _digest(part for path, one in zip(files, told, strict=True) for part in (str(path.relative_to(folder)), one))
+
+
+def _of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return UNREADABLE
 
 
 def _digest(parts: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -10,9 +11,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
+HELD = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)  # what a disk says of a lock that somebody holds
+SHOWN = 200  # letters of what stands in a lock
 
 
 def choose(output_dir: str | None, stem: str, *, resume: bool, overwrite: bool) -> Path:
@@ -65,27 +69,37 @@ def claimed(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+", encoding="utf-8")
+        lock = (folder / LOCK).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ValueError(f"--output_dir {folder} cannot be written: {error.strerror}. Name another folder.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.seek(0)
-            raise ValueError(
-                f"--output_dir {folder} is used by another run ({_holder(lock.read())}): wait for it, or name "
-                "another folder."
-            ) from error
+            raise ValueError(_refused(folder, lock, error)) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()} {socket.gethostname()}")
         lock.flush()
         yield folder
 
 
+def _refused(folder: Path, lock: TextIO, error: OSError) -> str:
+    """Why the lock was not given: somebody has it, or the disk has no locks."""
+    if error.errno not in HELD:
+        return (
+            f"--output_dir {folder} cannot be locked ({error.strerror}): its file system has no locks, by which a run "
+            "keeps others out. Name a folder on another disk."
+        )
+    lock.seek(0)
+    return (
+        f"--output_dir {folder} is used by another run ({_holder(lock.read(SHOWN))}): wait for it, or name another "
+        "folder."
+    )
+
+
 def _holder(text: str) -> str:
     """Whose lock it is, by what it wrote there."""
-    process, _, machine = text.strip().partition(" ")
+    process, _, machine = "".join(filter(str.isprintable, text)).strip().partition(" ")
     where = f" on {machine}, which is another machine" if machine and machine != socket.gethostname() else ""
     return f"process {process or 'unknown'}{where or (machine and f' on {machine}')}"
 

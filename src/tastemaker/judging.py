@@ -16,7 +16,7 @@ from tastemaker.evaluation.evaluate import Trial, Verdict, judge
 from tastemaker.evaluation.guidance import rule
 from tastemaker.evaluation.mixing import numbers
 from tastemaker.planning import judged_by, judged_prompts, trial_of
-from tastemaker.policy.policy import Policy
+from tastemaker.policy.policy import Policy, decode
 from tastemaker.prompts.prompts import PromptSource
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import TABLE as REWARDS
@@ -84,7 +84,7 @@ class Judging:
 
     def _metric(self, policy: Policy) -> Metric:
         with torch.no_grad():
-            picture = policy.decode(torch.zeros(1, *policy.latent_shape, device=policy.device))
+            picture = decode(policy, torch.zeros(1, *policy.latent_shape, device=policy.device))
         size, weights = min(picture.shape[-2:]), self.bench.settings.lpips_weights
         found = metric_for(weights, self.bench.judges, size=size, device=policy.device, progress=Bars())
         if self.shelf.metric and found.name != self.shelf.metric:

@@ -21,9 +21,9 @@ def by(run: RunSettings, held_out: Sequence[NamedReward], parts: Sequence[str] |
         return f"held_out.{first}" if first and run.best_checkpoints else ""
     found = ["reward", *(f"held_out.{name}" for name in read), *(f"parts.{name}" for name in parts or ())]
     for one in found:
-        if run.best_metric in (one, one.partition(".")[2]):
+        if run.best_metric and run.best_metric in (one, one.partition(".")[2]):
             return one
-    if parts is None and run.best_metric not in [one.name for one in held_out]:
+    if parts is None and run.best_metric and run.best_metric not in [one.name for one in held_out]:
         return ""
     why = ""
     if run.best_metric in [one.name for one in held_out]:

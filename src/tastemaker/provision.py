@@ -55,10 +55,11 @@ def _left(run: RunSettings, iterations: int, memory: Memory) -> int:
 
 
 def checkpoints(run: RunSettings, iterations: int) -> int:
-    """How many lie in the folder in the end, the best ones too, and one more while it is written."""
+    """How many lie in the folder at most, the best ones too, and one more while it is written."""
     made = 1 if not run.checkpointing_steps else -(-iterations // run.checkpointing_steps)
     limit, by = run.checkpoints_total_limit, run.best_metric or (run.alarms is not None and run.held_out_rewards)
-    best = min(run.best_checkpoints, iterations - 1) if by else 0  # the last weights draw no pictures
+    # Those of the list, those of the newest ordinary checkpoint's list, and one that comes; the last draws no pictures.
+    best = min(2 * run.best_checkpoints + 1, iterations - 1) if by and run.best_checkpoints else 0
     return (made if limit is None else min(made, limit + 1)) + best
 
 

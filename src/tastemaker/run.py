@@ -3,7 +3,6 @@ both end here."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,8 +24,9 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.reports import starts, trackers
 from tastemaker.results import Results
 from tastemaker.settings import RunSettings
-from tastemaker.training.best import BEST, KEPT, Best
+from tastemaker.training.best import Best, forget_after, listed
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
+from tastemaker.training.footing import switches
 from tastemaker.training.hook import OnSamples
 from tastemaker.training.lines import Lines
 from tastemaker.training.merit import WINDOW, Merit
@@ -158,8 +158,6 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
     results = Results(output, trial, prompts_name, sampler, metric=metric, write=writes, trackers=running)
     results.rewind(start.cursor if start else Cursor(0, 0))
     record = _record(parts, trial, running, on_samples)
-    merit = Merit(parts.best_by, run.alarms.window if run.alarms is not None else WINDOW)
-    best = Best(output, world, merit, run.best_checkpoints) if parts.best_by else None
     page = reporting.Beside(output)
 
     with Stopping(world):
@@ -177,7 +175,8 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
             seed=run.seed,
             negative=run.negative_prompt,
             max_failed=run.max_failed,
-            best=best,
+            best=_best(parts, start),
+            switches=switches(parts.resolved.tree),
         )
         done = training.train(start)
     if done:
@@ -188,6 +187,17 @@ def _train(parts: Parts, start: Checkpoint | None, running: trackers.Trackers, o
         page.write()
         print(f"stopped in {output}; the same command with --resume_from_checkpoint latest goes on")
     return Run(output, False, None, tuple(parts.judges), parts.judged)
+
+
+def _best(parts: Parts, start: Checkpoint | None) -> Best | None:
+    """What keeps the best checkpoints; where none are kept, those that are listed already stay as far as they go."""
+    run = parts.run
+    if parts.best_by:
+        merit = Merit(parts.best_by, run.alarms.window if run.alarms is not None else WINDOW)
+        return Best(parts.output, parts.world, merit, run.best_checkpoints)
+    if parts.world.rank == 0:
+        forget_after(parts.output, start.cursor.iteration if start else 0)
+    return None
 
 
 def _record(parts: Parts, trial: Trial, running: trackers.Trackers, on_samples: OnSamples | None) -> Record:
@@ -233,10 +243,8 @@ def _alarmed(parts: Parts, why: str) -> Run:
     _export(parts)
     if parts.world.rank == 0:
         print(f"stopped by an alarm, {why}\n  {weights}\n  {reporting.Beside(parts.output).write()}")
-        best = parts.output / BEST
-        if best.is_file():
-            for row in json.loads(best.read_text(encoding="utf-8"))[KEPT]:
-                print(f"  {parts.output / row['checkpoint']}  the best by {row['by']}, {row['value']:.4g}")
+        for row in listed(parts.output):
+            print(f"  {parts.output / row['checkpoint']}  the best by {row['by']}, {row['value']:.4g}")
         print("the same command with --resume_from_checkpoint latest goes on, past this alarm")
     parts.world.barrier()
     return Run(parts.output, False, weights, tuple(parts.judges), parts.judged)

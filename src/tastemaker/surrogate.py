@@ -10,13 +10,14 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Conditioning, predict
+from tastemaker.policy.policy import Conditioning, decode, predict
 from tastemaker.process.prediction import Prediction, from_eps, from_velocity
 from tastemaker.process.samplers import Sampler, of
 from tastemaker.process.transition import draw
@@ -162,13 +163,15 @@ def walk(it: Iteration, sampler: Sampler, starts: Starts, *, detached: bool = Fa
 def _predicted(it: Iteration, x: Tensor, i: int, conditioning: Conditioning, live: bool, detached: bool) -> Prediction:
     """What the network says of x[i]; where its call or its input is cut off, the path through x itself stays.
 
-    What is held constant there is a flow's velocity, any other model's eps.
+    What is held constant there is a flow's velocity, any other model's eps. In a walk with a graph, memory that runs
+    out is the trainer's affair even where this call has none: fewer items hold fewer graphs.
     """
     schedule = it.policy.schedule(it.plan.steps)
+    ask = it.policy.predict if torch.is_grad_enabled() else partial(predict, it.policy)
     if live and not (detached and x.requires_grad):
-        return it.policy.predict(x, i, schedule, conditioning, it.plan.guidance)
+        return ask(x, i, schedule, conditioning, it.plan.guidance)
     with torch.set_grad_enabled(live and torch.is_grad_enabled()):
-        found = it.policy.predict(x.detach(), i, schedule, conditioning, it.plan.guidance)
+        found = ask(x.detach(), i, schedule, conditioning, it.plan.guidance)
     if schedule.straight:
         return from_velocity(found.velocity, x, *schedule.at(i, x))
     return from_eps(found.eps, x, *schedule.at(i, x))
@@ -197,7 +200,7 @@ def judged(it: Iteration, prompts: Prompts, x0: Tensor) -> Judged:
 
     A picture without a finite score gives no gradient through its pixels, whatever else is asked of them.
     """
-    images = it.policy.decode(x0)
+    images = decode(it.policy, x0)
     good = torch.ones(len(x0), dtype=torch.bool, device=images.device)
     if images.requires_grad:
         images.register_hook(  # type: ignore[no-untyped-call]

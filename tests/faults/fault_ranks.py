@@ -85,6 +85,7 @@ def asked_for_other_things(world: World, folder: Path, model: str) -> list[str]:
     )
     (mine / "head").mkdir()
     (mine / "head" / "weights").write_bytes(bytes([world.rank]))
+    (mine / "head" / "reward.json").write_text("{}")
     many = [f"a {k}" for k in range(500)]
     (package := mine / "package").mkdir()
     (package / "module.py").write_text(f"VERSION = {world.rank}\n")

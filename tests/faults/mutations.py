@@ -227,7 +227,7 @@ MUTATIONS = [
         "old checkpoints go after the new one has come",
         "training/checkpoint.py",
         '        aside = final.with_name(f".old-{final.name}")',
-        "        for _, path in _found(self.folder):\n            _remove(path)\n"
+        "        for _, path in _found(self.folder):\n            remove(path)\n"
         '        aside = final.with_name(f".old-{final.name}")',
         f"{CHECKPOINTS}::test_killed_anywhere_in_a_save_a_whole_checkpoint_is_the_latest",
     ),

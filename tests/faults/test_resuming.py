@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -20,8 +21,9 @@ import runs
 import tiny
 from tastemaker import folder
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.settings import RunSettings
 from tastemaker.training.checkpoint import Checkpoints
-from tastemaker.training.footing import inexact
+from tastemaker.training.footing import footing, inexact, switches
 from toy import Toy
 from toy_runs import apart, plan_of, run_of, same
 
@@ -166,6 +168,27 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_none(tmp_path: Path
         assert (tmp_path / folder.LOCK).read_text() == f"{os.getpid()} {MACHINE}"
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_named_as_that(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(folder.fcntl, "flock", flock)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=rf"--output_dir {tmp_path} cannot be locked \({os.strerror(number)}\): its"):
+        with folder.claimed(tmp_path):
+            raise AssertionError("claimed without a lock")
+
+
+def test_of_a_lock_little_is_shown(tmp_path: Path) -> None:
+    with folder.claimed(tmp_path):
+        (tmp_path / folder.LOCK).write_bytes(b"7 \x1b[31mhost\xff\n" + b"x" * 5000)
+        with pytest.raises(ValueError, match="is used by another run") as found:
+            with folder.claimed(tmp_path):
+                raise AssertionError("claimed twice")
+    said = str(found.value)
+    assert "\x1b" not in said and "\n" not in said and len(said) < len(str(tmp_path)) + 400
+
+
 def test_another_machines_lock_is_not_judged_by_this_ones_processes(tmp_path: Path) -> None:
     """Its process is none of ours, or has the number of one of ours: whether it is held, the disk says."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -200,7 +223,7 @@ def test_a_resume_that_is_not_exact_says_what_changed(
     assert told() == ""
     ends = ": the same results up to rounding, not bit for bit.\n"
     assert told(micro=16, sampling=3) == (
-        f"the run goes on with micro_batch 16 (was 5), sampling_batch 3 (was 5){ends}"
+        f"the run goes on with plan.micro_batch 16 (was 5), plan.sampling_batch 3 (was 5){ends}"
     )
     threads = torch.get_num_threads()
     assert told(lambda data: data["footing"].update(threads=64)) == (
@@ -210,6 +233,18 @@ def test_a_resume_that_is_not_exact_says_what_changed(
         f"the run goes on with processes 1 (was 3), device cpu (was NVIDIA H100){ends}"
     )
     assert told(lambda data: data.pop("footing"), micro=16) == ""  # of an earlier version
+
+
+def test_settings_that_change_last_digits_are_told_too() -> None:
+    plan, device = plan_of(SMALL, Toy()), torch.device("cpu")
+    before = footing(plan, device, switches(vars(RunSettings())))
+    other = switches(vars(RunSettings(compile=True, attention_backend="flash", gradient_checkpointing=True)))
+    assert inexact(before, plan, device, switches(vars(RunSettings()))) == ""
+    assert inexact(before, plan, device, other) == (
+        "the run goes on with attention_backend flash (was None), compile True (was False), gradient_checkpointing "
+        "True (was False): the same results up to rounding, not bit for bit."
+    )
+    assert inexact(footing(plan, device), plan, device, other) == ""  # of an earlier version
 
 
 def test_processes_that_do_not_divide_the_order_are_told_of() -> None:

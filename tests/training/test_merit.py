@@ -30,7 +30,11 @@ def test_the_base_is_worth_nothing_and_rows_without_the_number_are_passed_over()
     assert merit.worth() is None
     for one in ({"reward": {"failed": 2, "parts": {}}}, row(None), row(3.0, 9.0)):
         merit.see(one)
+        assert merit.worth() is None or one == row(3.0, 9.0)
     assert merit.worth() == Worth("held_out.judge", 3.0, pytest.approx(0.05))
+    for nothing in (None, float("nan")):
+        merit.see(row(nothing))
+        assert merit.worth() is None  # the weights of this row were not judged, whatever others were worth
     merit.forget()
     merit.see(row(1.0))
     assert merit.worth() is None

@@ -32,6 +32,7 @@ from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least, one_of, 
 from tastemaker.algorithms.noising import SPACES, Noised, check, levels_of
 from tastemaker.iteration import Iteration, Later, Loss, Update
 from tastemaker.policy.pictures import read_pictures
+from tastemaker.policy.policy import decode
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import Prompts
@@ -139,7 +140,9 @@ class DiffusionDPO(Algorithm):
     def read(self, it: Iteration, prompts: Prompts) -> Pairs:
         """The pairs of an update, from their files; winners and losers are neighbours of one rollout."""
         files = [_files(prompts, row) for row in range(len(prompts))]
-        height, width = it.policy.decode(torch.zeros(1, *it.policy.latent_shape, device=it.policy.device)).shape[-2:]
+        with torch.no_grad():
+            one = decode(it.policy, torch.zeros(1, *it.policy.latent_shape, device=it.policy.device))
+        height, width = one.shape[-2:]
         x0 = []
         for rows in cut(len(files), it.plan.sampling_batch):
             both = [name for row in rows.tolist() for name in files[row]]

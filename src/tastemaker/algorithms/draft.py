@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
 from tastemaker.iteration import Iteration, Later, Loss, Update
+from tastemaker.policy.policy import decode
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.process.truncation import Fixed
@@ -179,7 +180,7 @@ class Drawn:
 @torch.no_grad()
 def _fellows(it: Iteration, prompts: Prompts, x0: Tensor) -> Fellows:
     device, groups = it.policy.device, torch.tensor(prompts.groups)
-    pictures = [it.policy.decode(x0[rows].to(device)).cpu() for rows in calls(len(x0), it.plan.sampling_batch)]
+    pictures = [decode(it.policy, x0[rows].to(device)).cpu() for rows in calls(len(x0), it.plan.sampling_batch)]
     same = (groups[:, None] == groups) & ~torch.eye(len(groups), dtype=torch.bool)
     rows = [row.nonzero().flatten() for row in same]
     return Fellows(torch.cat(pictures), torch.stack(rows)) if rows else Fellows(x0, groups[:, None])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
+from tastemaker.policy.policy import predict
 from tastemaker.process.samplers import Sampler, of
 from tastemaker.process.transition import kl
 from tastemaker.rollout import placed
@@ -85,9 +86,9 @@ def _apart(it: Iteration, sampler: Sampler, found: States, part: slice) -> Tenso
     prompts, device = it.prompts.take(found.rows[part]), it.policy.device
     schedule, conditioning = it.policy.schedule(it.plan.steps), it.policy.encode(prompts, it.negative)
     x, i = found.x[part].to(device), found.i[part].to(device)
-    ours = it.policy.predict(x, i, schedule, conditioning, it.plan.guidance)
+    ours = predict(it.policy, x, i, schedule, conditioning, it.plan.guidance)
     with it.policy.using("base"):
-        base = it.policy.predict(x, i, schedule, conditioning, it.plan.guidance)
+        base = predict(it.policy, x, i, schedule, conditioning, it.plan.guidance)
     away = ours.velocity - base.velocity if schedule.straight else ours.eps - base.eps
     distance = away.square().flatten(1).mean(1)
     if not found.random:

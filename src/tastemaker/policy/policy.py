@@ -132,6 +132,7 @@ def predict(
 def decode(policy: Policy, x0: Tensor) -> Tensor:
     """`policy.decode`; without a graph, where memory runs out, of half the pictures at a time, down to one.
 
+    With a graph the error is the caller's: the trainer begins its update again with fewer items.
     Errors: ValueError where there is no memory for one picture.
     """
     try:

@@ -19,12 +19,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor
+from tastemaker.training.checkpoint import Checkpoint, Checkpoints, Cursor, remove
 from tastemaker.training.lines import read_lines
 from tastemaker.training.merit import Merit, Worth
 from tastemaker.world import World
@@ -74,8 +75,8 @@ class Best:
         if self.world.rank == 0:
             self.rows = self._listed(start) if start else []
             self._needed = self._places()  # with the candidate's
-            self._write()
-            self._drop()
+            self._write(self.rows)
+            self._tell(self._drop())
         self.world.barrier()
 
     def offer(self, cursor: Cursor, written: Path | None, content: Callable[[], Content]) -> None:
@@ -127,49 +128,65 @@ class Best:
     def _listed(self, start: Checkpoint) -> list[dict[str, Any]]:
         """As the checkpoint says; an older one says nothing, and best.json has those from before it."""
         rows = start.data.get("best")
-        if rows is None and (self.folder / BEST).is_file():
-            found = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
-            rows = [row for row in found.get(KEPT, [found]) if row["iteration"] < start.cursor.iteration]
-        there = [row for row in rows or () if (self.folder / row["checkpoint"]).is_dir()]
-        return [row for row in there if row["by"] == self.merit.by][: self.keep]
+        if rows is None:
+            rows = [row for row in listed(self.folder) if row["iteration"] < start.cursor.iteration]
+        there = [row for row in rows if (self.folder / row["checkpoint"]).is_dir()]
+        return self._ranked(there)
 
     def _note(self, candidate: Candidate, worth: Worth, path: Path) -> None:
         """Takes it into the list, in whose last place another may have been."""
         where = path.relative_to(self.folder).as_posix()
         row = {"iteration": candidate.cursor.iteration, "by": worth.by, "value": worth.value, "checkpoint": where}
-        self.rows = sorted([*self.rows, row], key=lambda one: -one["value"])[: self.keep]
-        self._write()
+        rows = self._ranked([*self.rows, row])
+        if self._write(rows):  # else the list stays what it is on the disk, and this one is removed again
+            self.rows = rows
+
+    def _ranked(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As many as are kept, best first; those by another number come last, until others take their places."""
+        own = [row for row in rows if row["by"] == self.merit.by]
+        others = [row for row in rows if row["by"] != self.merit.by]
+        return [*sorted(own, key=lambda one: -one["value"]), *others][: self.keep]
 
     def _is_good(self, worth: Worth) -> bool:
-        return len(self.rows) < self.keep or worth.value > self.rows[-1]["value"] + worth.margin
+        own = [row for row in self.rows if row["by"] == self.merit.by]
+        return len(own) < self.keep or worth.value > own[-1]["value"] + worth.margin
 
-    def _write(self) -> None:
-        if not self.rows:
-            (self.folder / BEST).unlink(missing_ok=True)
-            return
-        part = self.folder / f".{BEST}.part"
-        part.write_text(json.dumps({**self.rows[0], KEPT: self.rows}) + "\n", encoding="utf-8")
-        part.replace(self.folder / BEST)
+    def _write(self, rows: list[dict[str, Any]]) -> bool:
+        """best.json; False, with a message, where the disk does not take it."""
+        try:
+            write(self.folder, rows)
+        except OSError as error:
+            print(f"{self.folder / BEST} was not written: {error}", file=sys.stderr, flush=True)
+            return False
+        return True
 
-    def _drop(self) -> None:
-        """Removes what neither this run needs nor one from the newest ordinary checkpoint on; out of sight first."""
+    def _drop(self) -> list[str]:
+        """Removes what neither this run needs nor one from the newest ordinary checkpoint on; their names."""
         wanted = self._needed | self._places()
-        for path in self.checkpoints.folder.glob("checkpoint-*"):
-            if path not in wanted:
-                gone = path.with_name(f".gone-{path.name}")
-                path.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
+        gone = [path for path in self.checkpoints.folder.glob("checkpoint-*") if path.resolve() not in wanted]
+        for path in gone:
+            remove(path)
+        return sorted(path.name for path in gone)
 
     def _places(self) -> set[Path]:
-        """Where those of the list lie, and what waits for its pictures, if that is on the disk."""
+        """Where those of the list lie, and what waits for its pictures, if that is on the disk; without links."""
         waiting = {self._candidate.written} if self._candidate and self._candidate.written else set()
-        return {self.folder / row["checkpoint"] for row in self.rows} | waiting
+        return {path.resolve() for path in {self.folder / row["checkpoint"] for row in self.rows} | waiting}
+
+    def _tell(self, gone: list[str]) -> None:
+        """What a run that goes on does with the best ones that it finds."""
+        if former := sorted({row["by"] for row in self.rows} - {self.merit.by}):
+            what = f"best checkpoints by {', '.join(former)} stay until others by {self.merit.by} take their places"
+            print(what, flush=True)
+        if gone:
+            what = f"removed from {self.checkpoints.folder}: {', '.join(gone)}"
+            print(f"{what} (not among the best of the run up to where it goes on)", flush=True)
 
     def _kept(self, candidate: Candidate) -> Path | None:
         """Where the candidate lies now; None, with a message, where it could not be written."""
         try:
             return self._keep(candidate)
-        except (OSError, ValueError) as error:  # no disk left: what was learned is worth more than the best of it
+        except OSError as error:  # no disk left: what was learned is worth more than the best of it
             if self.world.rank == 0:
                 print(f"the best checkpoint was not kept: {error}", file=sys.stderr, flush=True)
             return None
@@ -179,11 +196,12 @@ class Best:
             return self.checkpoints.save(candidate.cursor, *candidate.content)
         assert candidate.written is not None
         path, error = self.checkpoints.folder / candidate.cursor.name, ""
-        if self.world.rank == 0 and not path.exists():
+        if self.world.rank == 0 and path.resolve() != candidate.written.resolve():
             part = path.with_name(f".tmp-{path.name}")
             shutil.rmtree(part, ignore_errors=True)
             try:
                 shutil.copytree(candidate.written, part, copy_function=_link)
+                remove(path)  # a folder of this name is of a run that was left
                 part.rename(path)
             except OSError as found:
                 shutil.rmtree(part, ignore_errors=True)
@@ -191,6 +209,38 @@ class Best:
         if error := self.world.broadcast_text(error):
             raise OSError(error)
         return path
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    """The rows of best.json in a run's folder, best first; an older one has but one. None where it cannot be read."""
+    try:
+        found = json.loads((folder / BEST).read_text(encoding="utf-8"))
+        return list(found.get(KEPT, [found]))
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def forget_after(folder: Path, iteration: int) -> None:
+    """best.json without what later weights were worth; their checkpoints stay."""
+    rows = listed(folder)
+    if len(left := [row for row in rows if row["iteration"] < iteration]) < len(rows):
+        with suppress(OSError):
+            write(folder, left)
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """best.json with these rows, whole or not at all; none without rows."""
+    part = folder / f".{BEST}.part"
+    try:
+        if rows:
+            part.write_text(json.dumps({**rows[0], KEPT: rows}) + "\n", encoding="utf-8")
+            part.replace(folder / BEST)
+        else:
+            (folder / BEST).unlink(missing_ok=True)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def _link(source: str, target: str) -> None:

@@ -130,7 +130,7 @@ class Checkpoints:
         """
         if self._rank == 0:
             for path in [path for position, path in _found(self.folder) if position > cursor]:
-                _remove(path)
+                remove(path)
         self._together()
 
     def _publish(self, temporary: Path, final: Path, with_parts: bool) -> None:
@@ -154,7 +154,7 @@ class Checkpoints:
         others = [path for _, path in sorted(_found(self.folder)) if path != last]
         whole = [path for path in others if not _problem(path, sums=False)]  # a damaged one is no reserve
         for path in whole[: max(0, len(whole) - (self.limit - 1))]:
-            _remove(path)
+            remove(path)
 
     def _tidy(self) -> None:
         """Remove what an interrupted save left; put back a checkpoint whose replacement did not arrive."""
@@ -270,7 +270,7 @@ def _seal(folder: Path) -> None:
     _flush(folder)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Out of sight first: half of a checkpoint must not bear its name. What cannot be removed stays."""
     gone = path.with_name(f".gone-{path.name}")
     if not _failure(lambda: path.rename(gone)):

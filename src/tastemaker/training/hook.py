@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.iteration import Iteration
-from tastemaker.policy.policy import Policy
+from tastemaker.policy.policy import Policy, decode
 
 # Of one sampling call: images [B,3,H,W] in [0, 1] on the CPU, prompts, their metadata, rewards [B] with NaN where a
 # score failed, and the rewards' named parts {name: [B]}.
@@ -29,7 +29,7 @@ def batches(it: Iteration, policy: Policy, parts: Mapping[str, Tensor]) -> list[
     found: list[Batch] = []
     for start in range(0, len(reward), it.plan.sampling_batch):
         rows = slice(start, start + it.plan.sampling_batch)
-        images, prompts = policy.decode(x0[rows].to(policy.device)).cpu(), it.prompts[rows]
+        images, prompts = decode(policy, x0[rows].to(policy.device)).cpu(), it.prompts[rows]
         info = {name: part[rows].clone() for name, part in parts.items()}
         found.append((images, prompts.texts, prompts.metadata, reward[rows].clone(), info))
     return found

@@ -31,7 +31,7 @@ class Merit:
 
     def forget(self) -> None:
         """No row was seen."""
-        self._rows, self._last, self._unit = 0, list[float](), 0.0
+        self._rows, self._last, self._unit, self._told = 0, list[float](), 0.0, False
 
     def see(self, row: Mapping[str, Any]) -> None:
         """The row of an iteration that has ended."""
@@ -39,11 +39,12 @@ class Merit:
         self._unit = self._unit or deviation or 0.0
         if self._rows and value is not None:
             self._last = [*self._last, value][-self.window :]
+        self._told = value is not None
         self._rows += 1
 
     def worth(self) -> Worth | None:
-        """Of the weights with which the last row's iteration began; None where no such number was seen."""
-        if not self._last:
+        """Of the weights with which the last row's iteration began; None where its row has no such number."""
+        if not self._last or not self._told:
             return None
         return Worth(self.by, sum(self._last) / len(self._last), BETTER * self._unit)
 

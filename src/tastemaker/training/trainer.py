@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ class Training:
     max_failed: float = 0.5
     best: Best | None = None
     stopped: str = ""  # the alarm that stopped the run
+    switches: Mapping[str, Any] | None = None  # settings that change last digits
 
     def train(self, start: Checkpoint | None = None) -> bool:
         """All iterations from `start` on. False where a stop was asked for, or an alarm stops (`stopped`); the
@@ -109,7 +110,7 @@ class Training:
         self.record.rewind(start.cursor.iteration)
         if self.best is not None:
             self.best.rewind(start, self.record.metrics.path)
-        why = inexact(start.data.get("footing"), self.plan, self.policy.device)
+        why = inexact(start.data.get("footing"), self.plan, self.policy.device, self.switches)
         if why and self.world.rank == 0:
             print(why, file=sys.stderr, flush=True)
         kept: dict[str, Tensor] = {}
@@ -205,7 +206,7 @@ class Training:
         tensors = {f"policy/{name}": value for name, value in self.policy.state().items()}
         moments, numbers = self.optimizer.state()
         tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
-        data = {"state": state, "optimizer": numbers, "footing": footing(self.plan, self.policy.device)}
+        data = {"state": state, "optimizer": numbers, "footing": footing(self.plan, self.policy.device, self.switches)}
         return Content(tensors, data if self.best is None else data | {"best": self.best.rows})
 
     def _save(self, cursor: Cursor, state: State, kept: dict[str, Tensor]) -> Path:
