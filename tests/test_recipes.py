@@ -235,7 +235,9 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
         patch.setattr(planning, "show", keep)
         patch.setattr(World, "here", classmethod(lambda cls, device="auto": Apart(size=devices)))
         patch.setenv("COLUMNS", "200")
-        patch.setattr(preparation, "load_policy", lambda settings, device, sets: policy(recipe, settings, device, sets))
+        patch.setattr(
+            preparation, "load_policy", lambda settings, device, sets, _: policy(recipe, settings, device, sets)
+        )
         if (devices, more) != (1, ()) or recipe not in MEASURED:
             patch.setattr(fitting, "table", lambda *about: [])
         patch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)

@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 POLICIES: dict[str, tuple[Any, dict[str, Tensor]]] = {}  # with the weights that each was loaded with
 
 
-def loaded(run: RunSettings, device: torch.device, sets: tuple[str, ...]) -> Any:
+def loaded(run: RunSettings, device: torch.device, sets: tuple[str, ...], together: None) -> Any:
     """The policy of these settings: read once for all tests, and put back to what it was."""
     key = repr((run.model, run.lora, run.mixed_precision, run.ema, run.resolution, sets))
     if key not in POLICIES:
