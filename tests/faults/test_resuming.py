@@ -97,8 +97,8 @@ def test_what_is_about_the_machine_or_the_course_does(tmp_path: Path) -> None:
     given = [word for setting, value in ALLOWED.items() for word in (f"--{setting}", value)]
     ran = runs.call(*runs.small(output, *RESUME, *given))
     assert ran.code == 0 and ran.err == (
-        "the run goes on with micro_batch 2 (was 3), sampling_batch 1 (was 2): the same results up to rounding, not "
-        "bit for bit.\n"
+        "the run goes on with plan.micro_batch 2 (was 3), plan.sampling_batch 1 (was 2), gradient_checkpointing True "
+        "(was False): the same results up to rounding, not bit for bit.\n"
     )
     assert "iteration 2/2" in ran.out and [row["iteration"] for row in runs.metrics(output)] == [0, 1]
 

