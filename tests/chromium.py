@@ -30,6 +30,10 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Esca
         "Backspace": 8, "a": 65, "d": 68, "t": 84, "u": 85}  # fmt: skip
 
 
+class Navigated(Exception):
+    """The page was left while it was asked something."""
+
+
 class Chromium:
     """One browser with one page in it. `wrong` gathers what a user would see as an error in the console."""
 
@@ -64,6 +68,8 @@ class Chromium:
         while time.monotonic() < until:
             for found in self._messages():
                 if found.get("id") == self.made:
+                    if "navigated" in found.get("error", {}).get("message", ""):
+                        raise Navigated
                     assert "error" not in found, (method, found["error"])
                     return found["result"]
         raise TimeoutError(f"{method} was not answered in {SECONDS} seconds")
@@ -108,11 +114,17 @@ class Chromium:
         return told["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Until an expression is true."""
+        """Until an expression is true, over pages that come and go meanwhile."""
         until = time.monotonic() + SECONDS
-        while not self.js(expression):
+        while not self._holds(expression):
             assert time.monotonic() < until, f"not in {SECONDS} seconds: {expression}"
             time.sleep(0.1)
+
+    def _holds(self, expression: str) -> bool:
+        try:
+            return bool(self.js(expression))
+        except Navigated:
+            return False
 
     def press(self, *keys: str) -> None:
         """Keys of the keyboard, one after the other."""
