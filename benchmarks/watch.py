@@ -3,8 +3,9 @@
     python benchmarks/watch.py --pairs 6        goal: at most 3 % of an iteration
 
 Each pair is an iteration with the watch and the one after it without; the order turns around from pair to pair. What
-the strips take is evaluation and stands apart: it is measured in the same iterations and taken out. Judged by the
-median over pairs of (with - strips) / without, and beside it by what the watch itself took, which is the steadier.
+strips and checks take is evaluation and stands apart: it is measured in the same iterations and taken out. Judged by
+the median over pairs of (with - strips and checks) / without, and beside it by what the watch itself took, which is the
+steadier.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from harness import algorithm_of, machine, training, write_result
 
 from tastemaker.evaluation.alarms import Alarms, Rules
+from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
 from tastemaker.process.samplers import DDIM
@@ -39,7 +41,7 @@ class Turns:
     def __init__(self) -> None:
         self.marks: list[float] = []
         self.with_watch: list[bool] = []
-        self.strips: dict[int, float] = {}
+        self.extra: dict[int, float] = {}  # by iteration: strips and checks
 
     def between(self, index: int) -> None:
         self.marks.append(time.perf_counter())
@@ -47,9 +49,15 @@ class Turns:
     def attach(self, run: Training, folder: Path) -> None:
         """The run with a watch that is on in iterations 1, 4, 5, 8, 9, ... and off in the others."""
         alarms = Alarms()
-        strips = Trial(trial_prompts(source("shapes_heldout"), 4, 2, 0), 10, 3.0, DDIM(eta=0.0), 0, 8)
-        watch = Watch(alarms, run.algorithm.training_sampler, [named("shapes_judge")], strips)
+        prompts, held_out = source("shapes_heldout"), [named("shapes_judge")]
+        strips, fixed = (
+            Trial(trial_prompts(prompts, count, each, 0), DEMO["steps"], DEMO["guidance"], DDIM(eta=0.0), 0, 8)
+            for count, each in ((4, 2), (alarms.checks, 1))
+        )
+        check = Check(fixed, run.reward.reward, held_out)
+        watch = Watch(alarms, run.algorithm.training_sampler, held_out, strips, check)
         watch._strips = partial(self._timed, watch._strips)  # type: ignore[method-assign]
+        watch.check = partial(self._timed, watch.check)  # type: ignore[method-assign]
         watching = Watching(folder, watch, partial(Rules, alarms, ["shapes_judge"]))
         best, tell = Best(folder, run.world, Merit("held_out.shapes_judge")), run.record.tell
 
@@ -66,10 +74,10 @@ class Turns:
         run.record.tell = told  # type: ignore[method-assign]
         switch(0)
 
-    def _timed(self, strips: Any, it: Any) -> Any:
-        began = time.perf_counter()
-        found = strips(it)
-        self.strips[int(it.key.iteration)] = time.perf_counter() - began
+    def _timed(self, drawn: Any, it: Any, *more: Any) -> Any:
+        began, k = time.perf_counter(), int(it.key.iteration)
+        found = drawn(it, *more)
+        self.extra[k] = self.extra.get(k, 0.0) + time.perf_counter() - began
         return found
 
 
@@ -89,7 +97,7 @@ def main() -> None:
     lasted = [after - before for before, after in zip(turns.marks, turns.marks[1:], strict=False)]
     own = [row["seconds"].get("watch", 0.0) for row in rows]
     pairs = [(k, k + 1) if turns.with_watch[k] else (k + 1, k) for k in range(1, len(lasted) - 1, 2)]  # 0 fills caches
-    bare = [seconds - turns.strips.get(k, 0.0) for k, seconds in enumerate(own)]
+    bare = [seconds - turns.extra.get(k, 0.0) for k, seconds in enumerate(own)]
     ratios = [(lasted[w] - own[w] + bare[w]) / lasted[o] for w, o in pairs]
     share = statistics.median(bare[w] / (lasted[w] - own[w]) for w, _ in pairs)
     found = {
@@ -98,7 +106,7 @@ def main() -> None:
         "pairs": len(pairs),
         "ratio": statistics.median(ratios),
         "share": share,
-        "strips_seconds": [round(seconds, 3) for seconds in turns.strips.values()],
+        "strips_and_checks_seconds": [round(seconds, 3) for seconds in turns.extra.values()],
         "seconds": [[round(lasted[w], 3), round(own[w], 3), round(lasted[o], 3)] for w, o in pairs],
         "machine": machine(),
     }

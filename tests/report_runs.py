@@ -64,6 +64,9 @@ def metrics(iteration: int, rng: random.Random, *, watch: bool = True) -> dict[s
     if watch:
         row["watch"] = {"held_out.other": rng.random(), "diversity": rng.random(), "drift": 1e-6 * iteration}
         row["watch"] |= {"periodicity": 1.5, "saturation": None}
+        if iteration % 3 == 1:
+            row["watch"] |= {"checked": 32.0, "checked_trained": rng.random()}
+            row["watch"] |= {"checked.other": -rng.random(), "checked_error.other": rng.random()}
     return row
 
 

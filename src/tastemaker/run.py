@@ -14,6 +14,7 @@ from typing import Any
 
 from tastemaker import agreement, config, folder, planning, provision, reporting
 from tastemaker.evaluation.alarms import Rules
+from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.evaluate import Trial, judge, trial_prompts
 from tastemaker.evaluation.watch import Watch
 from tastemaker.exports import diffusers as export
@@ -220,18 +221,16 @@ def _watching(parts: Parts, trial: Trial) -> Watching | None:
     run, alarms = parts.run, parts.run.alarms
     if alarms is None:
         return None
-    seen = trial_prompts(parts.judged, STRIPS, 2, run.seed)
-    plan = parts.plan
-    strips = replace(
-        trial,
-        prompts=seen,
-        steps=plan.steps,
-        guidance=plan.guidance,
-        sampler=DDIM(eta=0.0),
-        batch=min(plan.sampling_batch, len(seen)),
-    )
-    watch = Watch(alarms, parts.resolved.algorithm.training_sampler, parts.held_out, strips)
-    rules = partial(Rules, alarms, read_by_alarms(run, parts.held_out), trained=not parts.reward.oracle)
+    plan, reads = parts.plan, read_by_alarms(run, parts.held_out)
+    drawn = replace(trial, steps=plan.steps, guidance=plan.guidance, sampler=DDIM(eta=0.0))
+    strips, fixed = (
+        replace(drawn, prompts=(seen := trial_prompts(parts.judged, count, each, run.seed)),
+                batch=min(plan.sampling_batch, len(seen)))
+        for count, each in ((STRIPS, 2), (alarms.checks, 1))
+    )  # fmt: skip
+    check = Check(fixed, parts.reward.reward, [one for one in parts.held_out if one.name in reads])
+    watch = Watch(alarms, parts.resolved.algorithm.training_sampler, parts.held_out, strips, check)
+    rules = partial(Rules, alarms, reads, trained=not parts.reward.oracle)
     return Watching(
         parts.output, watch, rules, stop_on=run.stop_on, iterations=plan.iterations, write=parts.world.rank == 0
     )

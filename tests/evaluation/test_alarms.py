@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tastemaker.evaluation.alarms import NAMES, Alarm, Alarms, Rules, check_stops
+from tastemaker.evaluation.alarms import NAMES, SUSPICION, Alarm, Alarms, Rules, check_stops
 
 CALM = {
     "pictures": 100.0,
@@ -39,34 +39,77 @@ def test_a_run_that_stays_as_it_is_raises_nothing() -> None:
     assert told([row(k) for k in range(8)]) == [] == told([])
 
 
-def test_a_fall_of_the_held_out_reward_while_the_trained_one_rises() -> None:
-    """The limit and twice the error of the two means, sqrt(2 / 100) SD, and of longer spans less."""
+def checked(fall: float, *, error: float = 0.1, trained: float = 0.5, **more: Any) -> dict[str, Any]:
+    """What a check adds to a row."""
+    found = {"checked": 32.0, "checked_trained": trained, "checked__judge": -fall, "checked_error__judge": error}
+    return found | {"checked__truth": -9.0, "checked_error__truth": 0.0} | more
+
+
+def test_a_fall_of_the_held_out_reward_on_fixed_pictures_while_the_trained_one_rises() -> None:
+    """The limit, and twice the error."""
     limit = Alarms().parting
     assert limit is not None
-    just = 0.5 * (limit + 2 * (2 / 100) ** 0.5)
-    below, above = (-1 - just * factor for factor in (0.98, 1.02))
-    assert told([row(0), row(1, reward=2.0, held_out__judge=below)]) == []
-    rows = [row(0), row(1, reward=2.0, held_out__judge=above)]
-    assert told(rows) == [(1, "parting", True)]
-    (alarm,) = heard(rows)
-    assert alarm.value > alarm.threshold == limit and "`judge` has fallen from -1 to" in alarm.message
-    assert told([row(0), row(1, reward=0.5, held_out__judge=-9.0)]) == []  # both fall: no parting
-    assert told([row(0), row(1, reward=2.0, held_out__judge=below), row(2, reward=2.0, held_out__judge=below)]) == [
-        (2, "parting", True)  # surer by then
-    ]
+    below, above = ((limit + 0.2) * factor for factor in (0.98, 1.02))
+    assert told([row(0), row(1, **checked(below))]) == []
+    assert told([row(0), row(1, **checked(above))]) == [(1, "parting", True)]
+    (alarm,) = heard([row(0), row(1, **checked(above))])
+    assert alarm.value == pytest.approx(above - 0.2) and alarm.threshold == limit
+    assert alarm.message.startswith("on 32 fixed pictures the reward has risen by 0.5 SD and held-out `judge` has")
+    assert told([row(0), row(1, **checked(9.0, trained=-0.1))]) == []  # both fall: no parting
+    assert told([row(0), row(1, held_out__judge=-9.0)]) == []  # by other pictures it is a suspicion
+    assert told([row(0), row(1, **checked(9.0, checked_trained=None))]) == []  # a reward that failed
 
 
-def test_it_begins_once_and_ends_once() -> None:
-    bad = {"reward": 2.0, "held_out__judge": -3.0}
-    rows = [row(0), *(row(k, **bad) for k in (1, 2, 3)), *(row(k, reward=2.0) for k in range(4, 8))]
-    assert told(rows) == [(1, "parting", True), (6, "parting", False)]
+def test_it_begins_once_and_is_over_when_a_later_check_says_so() -> None:
+    rows = [row(0), row(1, **checked(2.0)), row(2), row(3, **checked(2.0)), row(4), row(5, **checked(0.1)), row(6)]
+    assert told(rows) == [(1, "parting", True), (5, "parting", False)]
 
 
 def test_the_oracle_is_never_read() -> None:
-    rows = [row(0), *(row(k, reward=5.0, held_out__truth=0.0) for k in range(1, 5))]
-    assert told(rows) == []
+    assert told([row(0), *(row(k, **checked(0.0), held_out__truth=0.0) for k in range(1, 5))]) == []
     rules = Rules(Alarms(), ["judge"], trained=False)  # the trained reward is the oracle
-    assert [alarm for one in [row(0), row(1, reward=9.0, held_out__judge=-9.0)] for alarm in rules.see(one)] == []
+    assert [alarm for one in [row(0), row(1, **checked(9.0))] for alarm in rules.see(one)] == []
+    assert not asks([row(0)], row(1, held_out__judge=-9.0), trained=False)
+    assert not asks([row(0)], row(1, held_out__truth=-9.0))
+
+
+def asks(before: list[dict[str, Any]], now: dict[str, Any], *, trained: bool = True, **settings: Any) -> bool:
+    rules = Rules(Alarms(**settings), ["judge"], trained=trained)
+    for one in before:
+        rules.see(one)
+    return rules.asks(now)
+
+
+FALL = 0.5 * SUSPICION  # of the judge, whose deviation is 0.5
+BELOW, ABOVE = (-1 - FALL * factor for factor in (0.98, 1.02))
+
+
+def test_a_fall_by_other_pictures_asks_for_the_fixed_ones() -> None:
+    assert not asks([], row(0))
+    assert not asks([row(0)], row(1, held_out__judge=BELOW)) and asks([row(0)], row(1, held_out__judge=ABOVE))
+    assert asks([row(0), row(1, held_out__judge=-9.0)], row(2))  # the mean of the last two
+    calm = [row(0), row(1, held_out__judge=-9.0), row(2), row(3)]
+    assert asks(calm, row(4, held_out__judge=ABOVE)) and not asks(calm, row(4))  # of the last three, or of the last
+    assert not asks(calm[:2], row(2), window=1)
+    assert not asks([row(0)], row(1, held_out__judge=ABOVE), parting=None)
+    assert not asks([row(0)], row(1, held_out__judge=None, pictures=None))  # nothing was seen
+
+
+def test_a_check_that_found_nothing_is_what_later_pictures_are_compared_with() -> None:
+    lower = {"held_out__judge": -1.2}
+    rows = [row(0), row(1, **lower, **checked(0.0)), *(row(k, **lower) for k in (2, 3))]
+    assert not asks(rows, row(4, **lower))  # 0.1 below the mean of the first two, not 0.2 below the first
+    assert asks(rows, row(4, held_out__judge=-1.3))
+
+
+def test_checks_draw_no_more_pictures_than_the_watch_has_looked_at_since() -> None:
+    few = [row(k, pictures=10.0) for k in range(3)]
+    assert not asks(few[:2], row(2, pictures=10.0, held_out__judge=-9.0))
+    assert not asks(few, row(3, pictures=10.0, held_out__judge=-9.0))
+    assert asks([*few, row(3, pictures=10.0)], row(4, pictures=10.0, held_out__judge=-9.0))
+    assert asks(few[:2], row(2, pictures=10.0, held_out__judge=-9.0), checks=20)
+    sounding = [row(0), row(1, **checked(2.0)), row(2), row(3)]  # may be over: looked at again after `window`
+    assert not asks(sounding[:3], row(3, held_out__judge=-9.0)) and asks(sounding, row(4))
 
 
 CROSSINGS = {
@@ -113,6 +156,7 @@ def test_rows_without_numbers_are_passed_over() -> None:
         ({"pictures": 0}, "pictures is 0"),
         ({"window": 0}, "window is 0"),
         ({"strips": -1}, "strips is -1"),
+        ({"checks": 1}, "checks is 1; it is 2 or more"),
         ({"transitions": 0.03}, "at most 0.02"),
         ({"transitions": 0.0}, "above 0"),
         ({"drift": -1.0}, "drift is -1.0; it is a number above 0, or none"),

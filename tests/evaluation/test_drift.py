@@ -9,8 +9,9 @@ from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.flow_grpo import FlowGRPO
-from tastemaker.evaluation.drift import drift
+from tastemaker.evaluation.drift import drift, places
 from tastemaker.iteration import Iteration
+from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM, Window
 from toy import Toy
 from toy_runs import gradient, iteration_of, plan_of
@@ -57,7 +58,7 @@ def test_the_kl_is_that_of_two_gaussians(share: float) -> None:
     by_eps = (sigma[1:] ** 2 - std**2).clamp(min=0).sqrt() - alpha[1:] * sigma[:-1] / alpha[:-1]
     each = by_eps**2 * MOVED.square().mean() / (2 * std**2)
     steps = it.kept["rollout.steps"][0]
-    chosen = it.key.permutation(12 * len(steps), "drift")[: max(1, int(share * 12 * len(steps)))]
+    chosen = places(it.key, 12, len(steps), share)
     expected = torch.stack([each[steps[number % len(steps)]] for number in chosen]).mean()
     assert drift(it, algorithm.training_sampler, share)["kl"] == pytest.approx(float(expected), rel=1e-6)
 
@@ -82,3 +83,17 @@ def test_it_asks_the_base_of_the_share_and_no_more() -> None:
     before = policy.rows.forward
     drift(it, algorithm.training_sampler, 0.1)
     assert policy.rows.forward - before == 2 * 2 * int(0.1 * 12 * it.kept["rollout.steps"].shape[1])  # guidance, both
+
+
+@pytest.mark.parametrize(("pictures", "each", "share"), [(32, 10, 0.02), (8, 50, 0.02), (3, 200, 0.02), (7, 6, 1.0)])
+def test_places_are_spread_evenly_along_the_chain(pictures: int, each: int, share: float) -> None:
+    firsts = set()
+    for iteration in range(20):
+        found = places(Key(0, iteration), pictures, each, share)
+        assert len(set(found)) == len(found) == int(share * pictures * each) and 0 <= min(found)
+        assert max(found) < pictures * each
+        steps = sorted(number % each for number in found)
+        gaps = [(after - before) % each for before, after in zip(steps, [*steps[1:], steps[0] + each], strict=True)]
+        assert len(found) >= each or max(gaps) - min(gaps) <= 1
+        firsts.add(found[0])
+    assert len(firsts) > 5

@@ -37,6 +37,7 @@ from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.evaluation.alarms import Alarms, Rules
+from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
 from tastemaker.process.samplers import DDIM, Window
@@ -172,9 +173,10 @@ def made(case: Case, folder: Path, events: Events, world: World) -> Training:
         save=SAVE,
         **optimizing,
     )
-    alarms = Alarms(pictures=6, strips=0, window=1)
+    alarms = Alarms(pictures=6, checks=4, strips=0, window=1)
     strips = Trial(trial_prompts(source(TEXTS), 2, 2, SEED), 3, 1.0, DDIM(eta=0.0), SEED, 4)
-    watch = Watch(alarms, case.algorithm.training_sampler, [adapt(small)], strips)
+    check = Check(strips, run.reward.reward, [adapt(small)])
+    watch = Watch(alarms, case.algorithm.training_sampler, [adapt(small)], strips, check)
     run.record.watching = Watching(folder, watch, partial(Rules, alarms, ["small"]))
     run.reward.seen = watch.see
     run.record.samples = "all"  # with every prompt that was drawn

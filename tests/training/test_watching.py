@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.evaluation.alarms import Alarms, Rules
+from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
 from tastemaker.process.samplers import DDIM
@@ -25,7 +26,7 @@ from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 from tastemaker.world import World
 from toy import Toy
-from toy_runs import SEED, TEXTS, metrics, same
+from toy_runs import SEED, TEXTS, closeness, metrics, same
 from trajectories.ranks import Case, Halting
 from trajectories.test_resume import COPIED, LAST, MATCHED, PLAIN, SMALL, WINDOWS
 
@@ -45,13 +46,24 @@ QUIET = {"drift": None, "diversity": None, "artifact": None, "saturation": None,
 
 
 def watched(
-    run: Training, folder: Path, *, stop_on: tuple[str, ...] = (), keep: int = 1, by: str = BY, **settings: Any
+    run: Training,
+    folder: Path,
+    *,
+    stop_on: tuple[str, ...] = (),
+    keep: int = 1,
+    by: str = BY,
+    held_out: Any = small,
+    **settings: Any,
 ) -> Training:
     """The run with a watch over it, as the composition root gives it one."""
-    alarms, algorithm = Alarms(**{"pictures": 6, **settings}), run.algorithm
-    prompts = trial_prompts(source(TEXTS), 2, 2, SEED)
-    strips = Trial(prompts, 4, 1.0, DDIM(eta=0.0), SEED, 4)
-    watch = Watch(alarms, algorithm.training_sampler, [adapt(small), adapt(truth)], strips)
+    alarms, algorithm = Alarms(**{"pictures": 6, "checks": 6, **settings}), run.algorithm
+    strips, fixed = (
+        Trial(trial_prompts(source(TEXTS), count, each, SEED), 4, 1.0, DDIM(eta=0.0), SEED, 4)
+        for count, each in ((2, 2), (3, 8))
+    )
+    judge = adapt(held_out, "small")
+    check = Check(fixed, run.reward.reward, [judge])
+    watch = Watch(alarms, algorithm.training_sampler, [judge, adapt(truth)], strips, check)
     run.record.watching = Watching(folder, watch, partial(Rules, alarms, ["small"]), stop_on=stop_on)
     run.best = Best(folder, run.world, Merit(by, alarms.window), keep)
     run.reward.seen = watch.see
@@ -120,6 +132,31 @@ def test_an_alarm_stops_the_run_once_and_it_can_go_on(tmp_path: Path) -> None:
     assert same(policy.state(), again.state())
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "a")
     assert read_lines(tmp_path / "a" / "alarms.jsonl") == [line]
+
+
+def test_a_fall_is_looked_into_on_fixed_pictures_and_a_run_that_goes_on_does_the_same(tmp_path: Path) -> None:
+    case = Case(DDPO(clip=0.2, learning_rate=0.03, **SMALL | {"iterations": 7}))
+    only = QUIET | {"parting": 0.1, "held_out": lambda images, prompts: -closeness(images, prompts)}
+    straight, policy = made(case, tmp_path / "straight", save=1, **only)
+    assert straight.train()
+    rows = metrics(tmp_path / "straight")
+    checked = [row["iteration"] for row in rows if "checked" in row["watch"]]
+    assert checked and 0 not in checked and len(checked) < 6
+    rules = Rules(Alarms(checks=6, **QUIET | {"parting": 0.1}), ["small"])
+    for row in rows:
+        bare = {name: value for name, value in row["watch"].items() if not name.startswith("checked")}
+        assert rules.asks({**row, "watch": bare}) == (row["iteration"] in checked)
+        rules.see(row)
+    (alarm, *_) = read_lines(tmp_path / "straight" / "alarms.jsonl")
+    first = rows[alarm["iteration"]]["watch"]
+    assert alarm["alarm"] == "parting" and first["checked"] == 24 and first["checked_trained"] > 0
+    assert alarm["value"] == -first["checked.small"] - 2 * first["checked_error.small"] > 0.1
+
+    stopped, _ = made(case, tmp_path / "stopped", save=1, stop_on=("parting",), **only)
+    assert not stopped.train() and stopped.stopped == f"parting: {alarm['message']}"
+    again, after = made(case, tmp_path / "stopped", save=1, stop_on=("parting",), **only)
+    assert again.train(again.checkpoints.latest())
+    assert same(policy.state(), after.state()) and metrics(tmp_path / "stopped") == rows
 
 
 def test_alarms_behind_the_cursor_are_forgotten(tmp_path: Path) -> None:

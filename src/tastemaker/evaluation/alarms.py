@@ -2,8 +2,9 @@
 
 Rules see rows and nothing else, so a run that goes on after an interruption comes to what it would have come to. Each
 compares the mean (of drift, artifacts, saturation and ratios the median) of the last `window` iterations with the first
-one, whose pictures are the base's. No rule reads a reward that calls itself an oracle: where the truth is at hand, it
-is what the alarms are judged by.
+one, whose pictures are the base's. A fall of a held-out reward on these, which are of other prompts and noise every
+time, is a suspicion and no alarm yet: it is looked into on fixed pictures, paired with the base's (`Rules.asks`). No
+rule reads a reward that calls itself an oracle: where the truth is at hand, it is what the alarms are judged by.
 docs/guides/reward-hacking.md says how the limits were fixed.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
 ANY = "any"
+SUSPICION = 0.2  # fall of a held-out reward's mean, in the base's SD over pictures, at which fixed pictures are drawn
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,12 @@ class Alarms:
 
     pictures: int = 32  # of an iteration's that are looked at, drawn by the key, a prompt's pictures together
     transitions: float = 0.02  # share of an iteration's steps at which the base is asked, too; at most 0.02
+    checks: int = 32  # fixed pictures, the base's beside them, by which a fall of a held-out reward is looked into
     strips: int = 5  # iterations between fixed pictures for diversity, where a prompt has but one; 0 draws none
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
     window: int = 3  # iterations whose mean is compared with the first
-    parting: float | None = 0.1  # fall of a held-out reward while the trained one rises, in the base's SD
+    parting: float | None = 0.1  # fall of a held-out reward on fixed pictures, the trained one up; in the base's SD
     diversity: float | None = 0.6  # share of the base's diversity that is left
     drift: float | None = 0.07  # mean squared distance to what the base predicts; noise has variance 1
     artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
@@ -37,7 +40,7 @@ class Alarms:
     ratio: float | None = 0.9  # share of transitions outside the clip range
 
     def __post_init__(self) -> None:
-        for name, least in (("pictures", 1), ("strips", 0), ("window", 1)):
+        for name, least in (("pictures", 1), ("checks", 2), ("strips", 0), ("window", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is {least} or more.")
         if not 0 < self.transitions <= 0.02:
@@ -114,30 +117,45 @@ class Rules:
         yield from self._over("saturation", "saturation", None, "{:.0%} more of the colours are at an end, 0 or 1")
         yield from self._over("ratio", "clip_fraction", 0.0, "{:.0%} of the transitions are outside the clip range")
 
+    def asks(self, row: Mapping[str, Any]) -> bool:
+        """Whether this row gives reason to draw the fixed pictures, before `see` is told of it.
+
+        A held-out reward's mean over the last iteration, the last two, ... `window` is lower than it was up to the last
+        check; or `parting` sounds and may be over. Never more fixed pictures than the watch has looked at since then.
+        """
+        rows = [*self.rows, _numbers(row)]
+        last = max((k for k, one in enumerate(rows) if "checked" in one), default=0)
+        seen = sum(one.get("pictures", 0.0) for one in rows[last + 1 :])
+        if self.settings.parting is None or not self.trained or not seen or seen < self.settings.checks:
+            return False
+        if "parting" in self.sounding:
+            return len(rows) - 1 - last >= self.settings.window
+        return any(self._suspicious(rows, name, last) for name in self.reads)
+
+    def _suspicious(self, rows: Sequence[Mapping[str, float]], name: str, last: int) -> bool:
+        key = f"held_out.{name}"
+        found = [(k, row[key]) for k, row in enumerate(rows) if key in row]
+        unit = next((row[f"held_out_sd.{name}"] for row in rows if f"held_out_sd.{name}" in row), 0.0)
+        before = [value for k, value in found if k <= last] or [value for _, value in found[:1]]
+        now = [value for _, value in found[1:]][-self.settings.window :]
+        means = [statistics.fmean(now[-n:]) for n in range(1, len(now) + 1)]
+        return bool(means) and statistics.fmean(before) - min(means) > SUSPICION * unit
+
     def _parting(self) -> Iterator[Finding]:
-        """The held-out reward that fell farthest, by what is left of its fall when twice its error is taken off."""
-        limit, rise = self.settings.parting, self._rise("reward")
-        if limit is None or rise is None or not self.trained:
+        """The held-out reward that fell farthest on the fixed pictures, less twice the error of its mean change."""
+        limit, row = self.settings.parting, next((row for row in reversed(self.rows) if "checked" in row), None)
+        if limit is None or row is None or not self.trained or "checked_trained" not in row:
             return
-        falls = [(fall, name) for name in self.reads if (fall := self._fall(name)) is not None]
+        both = [(f"checked.{name}", f"checked_error.{name}", name) for name in self.reads]
+        falls = [(-row[change] - 2 * row[error], name) for change, error, name in both if {change, error} <= row.keys()]
         if not falls:
             return
-        fall, name = max(falls)
-        at = [self._first(f"held_out.{name}"), self._recent(f"held_out.{name}", 1)]
+        (fall, name), rise = max(falls), row["checked_trained"]
         message = (
-            f"the reward has risen by {rise:.3g} and held-out `{name}` has fallen from {at[0]:.3g} to {at[1]:.3g}, "
-            f"by {fall:.2g} SD or more"
+            f"on {row['checked']:.0f} fixed pictures the reward has risen by {rise:.2g} SD and held-out `{name}` has "
+            f"fallen by {-row[f'checked.{name}']:.2g} SD (by {fall:.2g} or more)"
         )
         yield Finding("parting", fall, limit, rise > 0 and fall > limit, message)
-
-    def _fall(self, name: str) -> float | None:
-        """Over the last iteration, the last two, ... `window`: what is surest to have fallen."""
-        first, recent = self._first(f"held_out.{name}"), self._last(f"held_out.{name}")
-        unit, count = self._first(f"held_out_sd.{name}"), self._first("pictures")
-        if first is None or not recent or not unit or not count:
-            return None
-        spans = range(1, len(recent) + 1)
-        return max((first - sum(recent[-n:]) / n) / unit - 2 * math.sqrt((1 + 1 / n) / count) for n in spans)
 
     def _diversity(self) -> Iterator[Finding]:
         """The smaller of what is left within prompts, where few fixed ones are drawn with twice its error, and over all
@@ -175,10 +193,6 @@ class Rules:
     def _recent(self, name: str, window: int | None = None) -> float | None:
         found = self._last(name, window)
         return sum(found) / len(found) if found else None
-
-    def _rise(self, name: str) -> float | None:
-        first, recent = self._first(name), self._recent(name)
-        return None if first is None or recent is None else recent - first
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tastemaker.iteration import Iteration
 from tastemaker.policy.policy import predict
+from tastemaker.process.noise import Key
 from tastemaker.process.samplers import Sampler, of
 from tastemaker.process.transition import kl
 from tastemaker.rollout import placed
@@ -58,8 +59,7 @@ def _states(it: Iteration, share: float) -> States | None:
         return None
     random = steps is not None and steps.shape[1] > 0
     each = steps.shape[1] if steps is not None and random else it.plan.steps
-    total = it.plan.images * each
-    chosen = it.key.permutation(total, "drift")[: max(1, int(share * total))]
+    chosen = places(it.key, it.plan.images, each, share)
     place = {b: row for row, b in enumerate(it.prompts.ids)}
     own = [number for number in chosen if number // each in place]
     rows = [place[number // each] for number in own]
@@ -69,6 +69,14 @@ def _states(it: Iteration, share: float) -> States | None:
     i = steps[rows, columns]
     at = torch.searchsorted(it.kept["rollout.times"][rows], i[:, None]).flatten()
     return States(own, rows, i, it.kept["rollout.path"][rows, at], True)
+
+
+def places(key: Key, pictures: int, each: int, share: float) -> list[int]:
+    """This share of an iteration's steps, at least one, each as `picture * each + step`: pictures in a random order,
+    steps evenly along the chain from a random one on, for steps differ much in what a change of weights does there."""
+    count = max(1, int(share * pictures * each))
+    order, turn = key.permutation(pictures, "drift"), key.permutation(each, "drift", "step")[0]
+    return [order[k % pictures] * each + (k * each // count + turn) % each for k in range(count)]
 
 
 def _noised(it: Iteration, x0: Tensor, rows: list[int], i: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The watch: what alarms look at, measured on the pictures that training draws and scores anyway.
 
 Pictures are seen as they go by on their way to the reward, so none is decoded again; a keyed choice of them is kept, in
-8 bits. What is extra: the base's prediction at a small share of the steps, and, where no prompt has two pictures, a few
-strips: fixed prompts from fixed noise. Nothing here draws from a random stream or touches weights.
+8 bits. What is extra: the base's prediction at a small share of the steps, and pictures of fixed prompts from fixed
+noise: a few strips where no prompt has two pictures, and checks where a held-out reward seems to fall (`checking.py`).
+Nothing here draws from a random stream or touches weights.
 
 What there is to see, by the way an algorithm learns: policy gradients and the forward process draw and score whole
 chains, all of it is seen. Reward gradients score pictures while they learn; those of a later update of the iteration
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from tastemaker.evaluation import marks
 from tastemaker.evaluation.alarms import Alarms
+from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.diversity import Pixels, measure
 from tastemaker.evaluation.drift import drift
 from tastemaker.evaluation.evaluate import Trial, judge
-from tastemaker.iteration import Iteration
+from tastemaker.iteration import Iteration, Progress
 from tastemaker.process.samplers import Sampler
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.rewards.reward import NamedReward, score
@@ -38,11 +40,13 @@ class Watch:
     """Looks at one run, iteration by iteration.
 
     sampler: the algorithm's. held_out: the rewards that are recorded. strips: what is drawn where no prompt has two
-    pictures.
+    pictures. checked: the fixed pictures of checks, and who scores them.
     """
 
-    def __init__(self, settings: Alarms, sampler: Sampler, held_out: Sequence[NamedReward], strips: Trial) -> None:
-        self.settings, self.sampler, self.strips = settings, sampler, strips
+    def __init__(
+        self, settings: Alarms, sampler: Sampler, held_out: Sequence[NamedReward], strips: Trial, checked: Check
+    ) -> None:
+        self.settings, self.sampler, self.strips, self.checked = settings, sampler, strips, checked
         self.held_out = [one for one in held_out if settings.oracles or not one.oracle]
         self._wanted: frozenset[int] = frozenset()
         self._seen: dict[int, Tensor] = {}
@@ -83,7 +87,12 @@ class Watch:
         found |= drift(it, self.sampler, self.settings.transitions)
         found |= self._strips(it)
         self._seen = {}
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+        return _finite(found)
+
+    @torch.no_grad()
+    def check(self, it: Iteration, progress: Progress) -> dict[str, float | None]:
+        """What has changed on the fixed pictures, the same on every device: a collective."""
+        return _finite(self.checked.changes(it.policy, it.world, progress))
 
     def _pictures(self, it: Iteration, ids: list[int]) -> dict[str, float]:
         shape = it.policy.latent_shape
@@ -148,6 +157,10 @@ class Watch:
         """[prompts], in their order."""
         found: Any = judge(it.policy, [], self.strips, metric=Pixels(), world=it.world).diversity
         return torch.tensor([found[group] for group in sorted(found)], dtype=torch.float64)
+
+
+def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _small(images: Tensor) -> Tensor:

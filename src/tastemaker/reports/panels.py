@@ -32,6 +32,7 @@ WATCHED = {
     "saturation": ("Saturation", "share of the pixels at their ends"),
 }
 UNITS = ("pictures", "diversity_base", "diversity_error", "held_out_sd.")  # what the watch's numbers are measured by
+CHECKED, TRAINED = "checked", "checked_trained"  # how many fixed pictures, and what a check found on them
 MOST = 1000  # iterations that are drawn
 PARTS = ("sampling", "learning", "watch", "other")
 
@@ -66,7 +67,12 @@ def panels(records: Records) -> Panels:
     left_out = f"{len(metrics):,} of {there:,} iterations are drawn, evenly." if len(metrics) < there else ""
     held = [*_held_out(records, alarms)]
     health = [one for one in (_histogram(metrics, alarms), _diversity(records, alarms)) if one]
-    health += [*_watched(metrics, alarms), *_updates(metrics, alarms), *_failed(metrics)]
+    health += [
+        *_checks(records.reward, metrics, alarms),
+        *_watched(metrics, alarms),
+        *_updates(metrics, alarms),
+        *_failed(metrics),
+    ]
     cost = [one for one in (_seconds(metrics), _memory(metrics)) if one]
     moving, still = ([one for one in health if (one.chart is None) == quiet] for quiet in (False, True))
     return Panels(_reward(records.reward, metrics, evaluations, alarms), held, moving, still, cost, left_out)
@@ -139,11 +145,22 @@ def _watch(metrics: Sequence[Mapping[str, Any]], key: str) -> Line | None:
     return Line("training pictures", x, y, of=place("metrics", "{x}", "watch", key))
 
 
+def _checks(reward: str, metrics: Sequence[Mapping[str, Any]], marks: Sequence[float]) -> Iterator[Panel]:
+    """One chart of all checks: the trained reward and the held-out ones on the same fixed pictures."""
+    keys = dict.fromkeys(key for row in metrics for key in row.get("watch") or {})
+    names = {TRAINED: reward} | {key: key.removeprefix("checked.") for key in keys if key.startswith("checked.")}
+    lines = [line._replace(name=name) for key, name in names.items() if (line := _watch(metrics, key))]
+    if any(value is not None for line in lines for value in line.y):
+        title, note = "Checks on fixed pictures", "change against the base's, in its standard deviations over pictures"
+        chart = lines_chart(lines, title, marks=marks)
+        yield Panel(title, note, chart, names=tuple(line.name for line in lines))
+
+
 def _watched(metrics: Sequence[Mapping[str, Any]], marks: Sequence[float]) -> Iterator[Panel]:
     keys = dict.fromkeys(key for row in metrics for key in row.get("watch") or {})
     for key in keys:
         line = _watch(metrics, key)
-        if line is None or key.startswith(("held_out.", *UNITS)) or all(v is None for v in line.y):
+        if line is None or key.startswith(("held_out.", CHECKED, *UNITS)) or all(v is None for v in line.y):
             continue
         title, note = WATCHED.get(key, (key, "watched by the alarms"))
         if key == "diversity" and "diversity_base" in keys:

@@ -167,7 +167,8 @@ class Record:
         }
         if self.watching is not None:
             start = time.perf_counter()
-            row["watch"] = self.watching.watcher.look(it)
+            row["watch"] = self.watching.look(it, row, self.progress)
+            self.progress.end()
             row["seconds"]["watch"] = time.perf_counter() - start
         self.metrics.add(row)
         self.row = row

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tastemaker.iteration import Iteration
+from tastemaker.iteration import Iteration, Progress
 from tastemaker.training.lines import Lines, read_lines
 from tastemaker.world import World
 
@@ -32,6 +32,9 @@ class Watcher(Protocol):
     def look(self, it: Iteration) -> dict[str, float | None]:
         """The numbers of an iteration that ends, a collective."""
 
+    def check(self, it: Iteration, progress: Progress) -> dict[str, float | None]:
+        """Those of fixed pictures, a collective."""
+
 
 class Sounded(Protocol):
     """An alarm that begins or ends."""
@@ -52,6 +55,9 @@ class Sounded(Protocol):
 
 class Judge(Protocol):
     """Says from the rows of metrics.jsonl, told once each and in order, which alarms begin and end."""
+
+    def asks(self, row: Mapping[str, Any]) -> bool:
+        """Whether the fixed pictures are to be drawn before this row is seen."""
 
     def see(self, row: Mapping[str, Any]) -> Sequence[Sounded]: ...
 
@@ -87,6 +93,14 @@ class Watching:
             self._judge.see(row)
         if self.write and rows and "watch" not in rows[0]:
             print(f"nobody watched the first iteration: alarms compare with iteration {iteration}", flush=True)
+
+    def look(self, it: Iteration, row: Mapping[str, Any], progress: Progress) -> dict[str, float | None]:
+        """What `watch` of this row is to be, on every device; a collective."""
+        found = self.watcher.look(it)
+        asks = self.write and self._judge.asks({**row, "watch": found})
+        if it.world.broadcast_text("check" if asks else ""):
+            found |= self.watcher.check(it, progress)
+        return found
 
     def tell(self, row: Mapping[str, Any], world: World) -> str:
         """Prints and writes the alarms that begin or end with this row; why the run is to stop, on every device."""

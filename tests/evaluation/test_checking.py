@@ -1,0 +1,62 @@
+"""Checks on fixed pictures: paired with the base's, in its deviations, and drawn once for it."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tastemaker.evaluation.checking import Check, change
+from tastemaker.evaluation.evaluate import Trial, trial_prompts
+from tastemaker.iteration import Silence
+from tastemaker.process.samplers import DDIM
+from tastemaker.prompts.sources import source
+from tastemaker.rewards.reward import adapt
+from tastemaker.world import World
+from toy import Toy
+from toy_runs import SEED, TEXTS
+
+BASE, TUNED = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0.0, 2.0, 1.0, 3.0])
+
+
+def test_a_change_is_the_mean_difference_in_the_deviations_of_the_base() -> None:
+    unit = math.sqrt(14 / 4)  # of 1, 2, 3, 6 around 3
+    mean, error = change(BASE, TUNED)
+    away = torch.tensor([-1.0, 0.0, -2.0, -3.0])
+    assert mean == pytest.approx(-1.5 / unit) and error == pytest.approx(float(away.std()) / 2 / unit)
+    assert change(BASE, BASE + 0.5) == pytest.approx((0.5 / unit, 0.0))
+
+
+def test_scores_that_failed_are_left_out_in_pairs() -> None:
+    holes = torch.tensor([math.nan, 0.0]), torch.tensor([0.0, math.inf])
+    more = [torch.cat([scores, hole]) for scores, hole in zip((BASE, TUNED), holes, strict=True)]
+    assert change(*more) == change(BASE, TUNED)
+    for few in (BASE[:0], BASE[:1], torch.ones(4), torch.full((4,), math.nan)):  # no deviation to measure by
+        assert all(map(math.isnan, change(few, few)))
+
+
+def brightness(images: Tensor, prompts: Any) -> Tensor:
+    return images.flatten(1).mean(1)
+
+
+def darkness(images: Tensor, prompts: Any) -> Tensor:
+    return 1 - brightness(images, prompts)
+
+
+def test_the_same_weights_have_not_changed_and_the_base_is_drawn_once() -> None:
+    policy = Toy()
+    fixed = Trial(trial_prompts(source(TEXTS), 5, 1, SEED), 4, 1.0, DDIM(eta=0.0), SEED, 2)
+    check = Check(fixed, adapt(brightness), [adapt(darkness)])
+    found = check.changes(policy, World(), Silence())
+    assert found == {"checked": 5.0, "checked_trained": 0.0, "checked.darkness": 0.0, "checked_error.darkness": 0.0}
+    before = policy.rows.forward
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05
+    found = check.changes(policy, World(), Silence())
+    assert (
+        policy.rows.forward - before == 5 * 4 + 1 * 4
+    )  # its own pictures, the last call filled up; none of the base's
+    assert found["checked_trained"] == pytest.approx(-found["checked.darkness"]) != 0
+    assert found["checked_error.darkness"] > 0
