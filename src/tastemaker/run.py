@@ -222,11 +222,11 @@ def _watching(parts: Parts, trial: Trial) -> Watching | None:
     if alarms is None:
         return None
     plan, reads = parts.plan, read_by_alarms(run, parts.held_out)
-    drawn = replace(trial, steps=plan.steps, guidance=plan.guidance, sampler=DDIM(eta=0.0))
+    drawn = replace(trial, steps=plan.steps, sampler=DDIM(eta=0.0))
     strips, fixed = (
-        replace(drawn, prompts=(seen := trial_prompts(parts.judged, count, each, run.seed)),
+        replace(drawn, prompts=(seen := trial_prompts(parts.judged, count, each, run.seed)), guidance=guidance,
                 batch=min(plan.sampling_batch, len(seen)))
-        for count, each in ((STRIPS, 2), (alarms.checks, 1))
+        for count, each, guidance in ((STRIPS, 2, plan.guidance), (alarms.checks, 1, trial.guidance))
     )  # fmt: skip
     check = Check(fixed, parts.reward.reward, [one for one in parts.held_out if one.name in reads])
     watch = Watch(alarms, parts.resolved.algorithm.training_sampler, parts.held_out, strips, check)
