@@ -13,13 +13,13 @@ def bright(images, prompts):  # type: ignore[no-untyped-def]
     return images.mean((1, 2, 3))
 
 
-def main(folder: str = "runs/first_run", iterations: int = 12, prompts: int = 16) -> tm.Run:
+def main(folder: str = "runs/first_run", iterations: int = 12, prompts: int = 16, images: int = 32) -> tm.Run:
     """Trains, and writes a few pictures of the tuned model beside the run."""
     run = tm.train(
         model="shapes",
         reward=bright,
         prompts=tm.prompts.shapes(),
-        algorithm=tm.DDPO(images=32, iterations=iterations),
+        algorithm=tm.DDPO(images=images, iterations=iterations),
         evaluation={"count": prompts},  # held-out prompts, four pictures each, before and after
         output_dir=folder,
         on_samples=lambda batches, step, trackers: print(

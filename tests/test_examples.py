@@ -20,7 +20,7 @@ def test_an_example_runs(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    run = example.main(str(tmp_path / "run"), iterations=1, prompts=2)
+    run = example.main(str(tmp_path / "run"), iterations=1, prompts=2, images=4)
     assert run.done and len(run.metrics()) == 1
     said = capsys.readouterr().out
     assert "best of 1: " in said and "held-out prompts: " in said

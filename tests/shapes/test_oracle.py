@@ -54,8 +54,9 @@ def test_after_the_autoencoder_jpeg_and_blur_they_are_still_read() -> None:
 
     images, scenes = world()
     vae: Any = AutoencoderKL.from_pretrained(assets.folder() / "vae", torch_dtype=torch.float32).eval()
-    back = torch.cat([vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample for x in images.split(16)])
-    assert max(wrong(roughened((back / 2 + 0.5).clamp(0, 1)), scenes).values()) <= 2.0
+    some = images[:150]
+    back = torch.cat([vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample for x in some.split(16)])
+    assert max(wrong(roughened((back / 2 + 0.5).clamp(0, 1)), scenes[:150]).values()) <= 2.0
 
 
 def test_samples_of_the_base_are_read_as_a_person_reads_them() -> None:
