@@ -19,8 +19,8 @@ import torch
 import tastemaker
 from tastemaker import config, devices, memory, planning
 from tastemaker.build import attribute
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.policy import Exportable
-from tastemaker.policy.weights import LoRA
 from tastemaker.preparation import load_policy
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import named

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import tastemaker as tm
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
 
 PROMPTS = ["a red cat", "two dogs"]

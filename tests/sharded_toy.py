@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,9 @@ class NetToy(Toy):
 
     def using(self, weights: str) -> AbstractContextManager[None]:
         return self.weights.using(weights)
+
+    def dropping(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def blend(self, weights: str, keep: float) -> None:
         self.weights.blend(weights, keep)

@@ -12,8 +12,8 @@ import torch
 import runs
 from tastemaker import fingerprint, shards
 from tastemaker.fingerprint import of_files, of_package, of_prompts, of_weights
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
-from tastemaker.policy.weights import LoRA
 from tastemaker.prompts.sources import source
 
 

@@ -176,7 +176,7 @@ def test_what_is_printed() -> None:
 def test_the_lora_file_draws_the_last_evaluation() -> None:
     """Loaded again, the file gives the pictures that were judged at the end; without it, those at the beginning."""
     from tastemaker.evaluation.evaluate import Trial, draw_pictures, trial_prompts
-    from tastemaker.policy.weights import LoRA
+    from tastemaker.policy.adapter import LoRA
     from tastemaker.process.noise import Key
     from tastemaker.process.samplers import DDIM
     from tastemaker.prompts.sources import source

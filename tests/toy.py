@@ -5,7 +5,7 @@ E[eps - x0 | x] = (sigma - alpha) x / (alpha^2 + sigma^2); a small trained netwo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,9 @@ class Toy:
         finally:
             for p, data in zip(self.parameters(), before, strict=True):
                 p.data = data
+
+    def dropping(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def blend(self, weights: str, keep: float) -> None:
         for kept, p in zip(self._sets[weights], self.parameters(), strict=True):

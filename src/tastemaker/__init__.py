@@ -31,7 +31,7 @@ PUBLIC = {
     "DanceSDE": "tastemaker.process.flow_samplers:DanceSDE",
     "CPS": "tastemaker.process.flow_samplers:CPS",
     "Window": "tastemaker.process.samplers:Window",
-    "LoRA": "tastemaker.policy.weights:LoRA",
+    "LoRA": "tastemaker.policy.adapter:LoRA",
     "Prompts": "tastemaker.prompts.prompts:Prompts",
     "prompts": "tastemaker.prompts",
     "rewards": "tastemaker.rewards",

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tastemaker.metering import Cost, autoencoder, decoding, denoising, network, text_weights
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.facts import guiding, own_sides, text_tokens
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import TILE, configs, elsewhere
 from tastemaker.policy.sharding import blocks
-from tastemaker.policy.weights import LoRA
 
 DENOISERS = ("unet", "transformer")  # what the network that is trained is called in a model's folder
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call

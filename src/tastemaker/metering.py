@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tastemaker.dropping import dropping
+from tastemaker.policy.adapter import LoRA, droppers
 from tastemaker.policy.load import half, quiet
 from tastemaker.policy.switches import tile
-from tastemaker.policy.weights import LoRA, Weights
+from tastemaker.policy.weights import Weights
 
 # Autocast on CUDA computes the first in half precision and the others in fp32; all else takes what it gets. (Of torch's
 # lists, the functions that denoisers and VAEs are made of.)
@@ -217,7 +219,8 @@ def denoising(
     denoiser: Any = network(config, lora, precision)
     (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
     call = CALLS[json.loads(config)["_class_name"]](denoiser, shape, tokens)
-    return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
+    with dropping(droppers(denoiser) if grad else (), torch.device("meta"), 0):
+        return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
 
 
 Call = Callable[[], tuple[Tensor, ...]]

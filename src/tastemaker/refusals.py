@@ -79,6 +79,11 @@ def refuse(resolved: config.Resolved, output: Path, dashes: str) -> None:
         )
     if "ratio" in run.stop_on and "clip" not in {field.name for field in fields(resolved.algorithm)}:
         raise ValueError(f"{dashes}stop_on is 'ratio', but {name_of(resolved)} clips no ratio: leave it out.")
+    if run.lora is not None and run.lora.dropout and "clip" in {field.name for field in fields(resolved.algorithm)}:
+        raise ValueError(
+            f"{dashes}lora.dropout does not go with {name_of(resolved)}: the ratio of new to old probabilities that it "
+            "learns from would be that of two random networks. Leave it out, or take another algorithm."
+        )
     if run.resume_from_checkpoint is not None:
         planning.refuse_change(resolved, output / folder.CONFIG, dashes)
 

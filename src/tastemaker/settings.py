@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tastemaker.evaluation.alarms import Alarms, check_stops
-from tastemaker.policy.weights import LoRA
+from tastemaker.policy.adapter import LoRA
 from tastemaker.process.samplers import Sampler
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}

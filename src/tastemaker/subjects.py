@@ -16,12 +16,12 @@ from tastemaker.evaluation.guidance import Annealed, Rule
 from tastemaker.evaluation.mixing import Adapter, Member, is_dora, layers, mixed, rank_of
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
 from tastemaker.policy.lora_file import DIFFUSERS, read
 from tastemaker.policy.policy import Exportable, Policy
-from tastemaker.policy.weights import LoRA
 
 BASE = "base"  # the word for the untuned model, which is judged anyway
 OF_MODEL = ("model", "revision", "variant", "resolution", "height", "width")  # settings that make a base model

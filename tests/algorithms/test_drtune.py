@@ -8,8 +8,8 @@ from torch import Tensor
 
 import tiny
 from tastemaker.algorithms.drtune import DRTune
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import Prompts
 from toy import Toy

@@ -19,8 +19,8 @@ from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.evaluation.mixing import Member, mixed, reduced
 from tastemaker.exports.diffusers import save
 from tastemaker.flags import joined
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import Prompts

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tastemaker.evaluation.evaluate import Trial, Verdict, draw_pictures, judge, trial_prompts
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
 from tastemaker.policy.policy import Exportable
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.sources import source

@@ -13,9 +13,9 @@ from torch import Tensor
 import runs
 from tastemaker.evaluation.diversity import Pixels
 from tastemaker.evaluation.evaluate import Trial, compare, draw_pictures, judge, trial_prompts
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
 from tastemaker.policy.policy import Exportable
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.flow_samplers import FlowSDE
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM, Window

@@ -13,9 +13,9 @@ import tiny
 import toy
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.evaluation.guidance import Annealed, Rule, rule
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.policy import Exportable, Policy
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import Prompts

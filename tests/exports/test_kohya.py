@@ -25,9 +25,9 @@ import tiny
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.exports.diffusers import LORA, save
 from tastemaker.exports.kohya import named
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.lora_file import named_for_file
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.prompts.prompts import Prompts

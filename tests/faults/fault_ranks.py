@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import tastemaker as tm
 from tastemaker import agreement, fingerprint
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.prediction import Prediction
 from tastemaker.prompts.sources import source
 from tastemaker.training.checkpoint import Checkpoints

@@ -14,8 +14,8 @@ import tiny
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.flow_grpo import FlowGRPO
 from tastemaker.iteration import Loss
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
-from tastemaker.policy.weights import LoRA
 from tastemaker.training.optimizer import Optimizer
 from tastemaker.training.trainer import PATIENCE
 from toy import Toy

@@ -14,8 +14,8 @@ import tiny
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.reinforce import REINFORCE
 from tastemaker.iteration import Iteration, Silence, Update
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.training.trainer import descend

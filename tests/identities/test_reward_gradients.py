@@ -25,9 +25,9 @@ from tastemaker.algorithms.drtune import DRTune
 from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.iteration import Iteration, Update
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.policy import Policy
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.process.truncation import Fixed, Gaussian, PerStep, Uniform

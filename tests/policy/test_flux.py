@@ -26,11 +26,11 @@ from family_runs import PROMPTS, noise, ours, stirred
 from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, PIPELINE, save
 from tastemaker.memory import Setup, estimate
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.facts import NONE, TOLD, TWO_ROWS, guiding_of
 from tastemaker.policy.flux import _packed, _unpacked
 from tastemaker.policy.load import load as load_as_is
 from tastemaker.policy.load import quiet
-from tastemaker.policy.weights import LoRA
 from tastemaker.subjects import of_model
 from test_memory import really_saved
 

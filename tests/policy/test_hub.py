@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline
 import tiny
 from hub_cache import publish
 from tastemaker.policy import hub
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import configs, find, load
-from tastemaker.policy.weights import LoRA
 
 
 def weights(policy):

@@ -10,8 +10,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import tiny
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import BUILT_IN, FAMILIES, HALVES, configs, find, folder, half, load
-from tastemaker.policy.weights import LoRA
 
 
 def test_loading_and_drawing_are_silent(model, capfd):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from tastemaker.exports.diffusers import save
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
 from tastemaker.policy.lora_file import read
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 from tastemaker.process.samplers import DDIM
 from tastemaker.subjects import lora_of

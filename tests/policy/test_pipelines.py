@@ -16,8 +16,8 @@ import tiny
 from hub_cache import publish
 from tastemaker.exports.diffusers import save
 from tastemaker.policy import pipelines
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import find, load, quiet
-from tastemaker.policy.weights import LoRA
 
 PARTS = ("safety_checker", "feature_extractor")
 SMALL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

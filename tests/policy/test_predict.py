@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 import tiny
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA
 
 PROMPTS = ["a red cat", "two dogs", "a red cat", "sun"]
 

@@ -15,8 +15,8 @@ import tiny
 from family_runs import noise, ours, same, theirs
 from policy.test_sdxl import layers
 from tastemaker.metering import text_weights
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA
 
 SMALLER = {
     "attention_head_dim": [1, 2, 4, 4],

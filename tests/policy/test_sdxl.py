@@ -21,8 +21,8 @@ from family_runs import PROMPTS, noise, ours, same, stirred, theirs
 from tastemaker.exports.diffusers import save
 from tastemaker.memory import Setup, estimate
 from tastemaker.metering import denoising, text_weights
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM
 from test_memory import really_saved
 

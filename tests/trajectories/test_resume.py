@@ -20,8 +20,8 @@ from tastemaker.algorithms.flow_grpo import FlowGRPO
 from tastemaker.algorithms.grad_copy import GradCopy
 from tastemaker.algorithms.ram import RAM
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
-from tastemaker.policy.weights import LoRA
 from tastemaker.process.samplers import DDIM, Window
 from tastemaker.prompts.prompts import Prompts
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints
@@ -256,8 +256,11 @@ def test_a_stop_before_the_replay_is_over_is_saved_where_the_run_stands(tmp_path
 
 @pytest.mark.parametrize(
     ("kind", "lora"),
-    [(DDPO, LoRA(rank=2)), (partial(DiffusionNFT, levels=2), LoRA(rank=2, dora=True, rslora=True))],
-    ids=["ddpo", "diffusion_nft-dora"],  # the second has old weights
+    [
+        (DDPO, LoRA(rank=2)),
+        (partial(DiffusionNFT, levels=2), LoRA(rank=2, dora=True, rslora=True, dropout=0.3)),  # has old weights
+    ],
+    ids=["ddpo", "diffusion_nft-dora-dropout"],
 )
 def test_the_same_run_twice_is_the_same_bits_and_so_is_a_resumed_one_on_a_real_network(
     kind: Callable[..., Any], lora: LoRA, tmp_path: Path

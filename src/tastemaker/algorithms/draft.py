@@ -21,7 +21,7 @@ Departs from the paper and from NeMo-Aligner@af2b3bd9:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.algorithms.algorithm import Algorithm, Calls, at_least
+from tastemaker.dropping import KINDS, dropping
 from tastemaker.iteration import Iteration, Later, Loss, Update
 from tastemaker.policy.policy import decode
 from tastemaker.process.samplers import DDIM, Sampler
@@ -198,22 +199,11 @@ def _renoised(it: Iteration, drawn: Drawn, x0: Tensor, copies: int) -> Drawn:
 
 
 def _dropouts(reward: Any) -> list[nn.Module]:
-    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
     network = reward.network
-    return [] if network is None else [module for module in network.modules() if isinstance(module, kinds)]
+    return [] if network is None else [module for module in network.modules() if isinstance(module, KINDS)]
 
 
-@contextmanager
-def _dropout(it: Iteration, ids: Sequence[int]) -> Iterator[None]:
+def _dropout(it: Iteration, ids: Sequence[int]) -> AbstractContextManager[None]:
     """The reward's dropout is on inside; what it drops is drawn by the key and the pictures of the call."""
-    layers = _dropouts(it.reward)
-    devices = [it.policy.device] if it.policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(it.key.generator("dropout", tuple(ids)).initial_seed())
-        for layer in layers:
-            layer.train()
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.eval()
+    number = it.key.generator("dropout", tuple(ids)).initial_seed()
+    return dropping(_dropouts(it.reward), it.policy.device, number)

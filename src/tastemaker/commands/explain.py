@@ -23,7 +23,7 @@ from tastemaker.rewards.facts import FACTS
 # The settings of a run and their groups; their classes are not imported for a list of names.
 PARTS = {
     "run": "tastemaker.settings:RunSettings",
-    "lora": "tastemaker.policy.weights:LoRA",
+    "lora": "tastemaker.policy.adapter:LoRA",
     "evaluation": "tastemaker.settings:Evaluation",
     "plan": "tastemaker.settings:PlanSettings",
 }

@@ -73,7 +73,7 @@ class Annealed:
         self.rows, self.latent_shape, self.device = policy.rows, policy.latent_shape, policy.device
         self.schedule, self.encode = policy.schedule, policy.encode
         self.decode, self.encode_images = policy.decode, policy.encode_images
-        self.using, self.blend = policy.using, policy.blend
+        self.using, self.blend, self.dropping = policy.using, policy.blend, policy.dropping
         self.parameters, self.named_parameters = policy.parameters, policy.named_parameters
         self.state, self.load_state = policy.state, policy.load_state
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tastemaker.policy.weights import MAGNITUDE
+from tastemaker.policy.adapter import MAGNITUDE
 
 Adapter = Mapping[str, Tensor]
 """`<layer>.lora_A.weight` [r, inputs, ...] and `<layer>.lora_B.weight` [outputs, r, ...], every scale inside B."""

@@ -209,9 +209,8 @@ class LatentPolicy(ABC):
         with switches.visiting(self._vae, self.device, leaves=self._visits):
             for part in images.to(self.device).split(self._rows_per_call(CALL_PIXELS)):
                 pixels = (part * 2 - 1).to(self._vae.dtype).contiguous(memory_format=self._format)
-                latents = self._vae.encode(pixels).latent_dist.mode().float()
-                parts.append((latents - (config.shift_factor or 0.0)) * config.scaling_factor)
-        return torch.cat(parts).contiguous()
+                parts.append(self._vae.encode(pixels).latent_dist.mode().float())
+        return ((torch.cat(parts) - (config.shift_factor or 0.0)) * config.scaling_factor).contiguous()
 
     def _rows_per_call(self, pixels: int) -> int:
         if self._slicing:
@@ -229,6 +228,9 @@ class LatentPolicy(ABC):
 
     def using(self, weights: str) -> AbstractContextManager[None]:
         return self._weights.using(weights)
+
+    def dropping(self, number: int) -> AbstractContextManager[None]:
+        return self._weights.dropping(number)
 
     def blend(self, weights: str, keep: float) -> None:
         self._weights.blend(weights, keep)
@@ -293,8 +295,5 @@ class LatentPolicy(ABC):
     def _warn_of_truncation(self, texts: list[str]) -> None:
         long, most = self.too_long(texts)
         if long:
-            warnings.warn(
-                f"{len(long)} of {len(texts)} prompts are longer than the {most} tokens this model reads; the rest of "
-                f"each is not seen by it. The first: {long[0]!r}",
-                stacklevel=2,
-            )
+            many = f"{len(long)} of {len(texts)} prompts are longer than the {most} tokens this model reads"
+            warnings.warn(f"{many}; the rest of each is not seen by it. The first: {long[0]!r}", stacklevel=2)

@@ -19,9 +19,9 @@ from tastemaker.policy.single_file import SingleFile
 if TYPE_CHECKING:
     import torch
 
+    from tastemaker.policy.adapter import LoRA
     from tastemaker.policy.policy import Exportable
     from tastemaker.policy.sharding import Together
-    from tastemaker.policy.weights import LoRA
 
 FAMILIES = {
     "StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion",

@@ -72,6 +72,9 @@ class Policy(Protocol):
     def using(self, weights: str) -> AbstractContextManager[None]:
         """Compute with another set ("base", "old", "ema") and without gradients inside the block."""
 
+    def dropping(self, number: int) -> AbstractContextManager[None]:
+        """Inside, dropout is on wherever a gradient is made by the current weights, drawn from this number."""
+
     def blend(self, weights: str, keep: float) -> None:
         """set <- keep set + (1 - keep) current."""
 

@@ -257,14 +257,16 @@ def _backward(
 ) -> dict[str, Tensor]:
     """Gradients of sum(loss) / total over this device's items; the statistics `[items]` by name."""
     stats: dict[str, list[Tensor]] = {}
-    for part, own in cut(update.batch, rows):
-        loss: Loss = update.loss(part)
-        if loss.value.shape != (rows,):
-            found = list(loss.value.shape)
-            raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {found}.")
-        failed = loss.stats["reward"][:own].isnan() if "reward" in loss.stats else torch.zeros(own, dtype=torch.bool)
-        scored = ~failed.to(loss.value.device)
-        optimizer.backward(it.world.joined(torch.where(scored, loss.value[:own], 0.0).sum() / total))
+    for call, (part, own) in enumerate(cut(update.batch, rows)):
+        number = it.key.generator("adapter dropout", optimizer.updates, it.world.rank, call).initial_seed()
+        with it.policy.dropping(number):  # over backward too, which may compute layers a second time
+            loss: Loss = update.loss(part)
+            if loss.value.shape != (rows,):
+                found = list(loss.value.shape)
+                raise ValueError(f"a loss of {rows} items must be [{rows}], one number each; found {found}.")
+            ok = ~loss.stats["reward"][:own].isnan() if "reward" in loss.stats else torch.ones(own, dtype=torch.bool)
+            scored = ok.to(loss.value.device)
+            optimizer.backward(it.world.joined(torch.where(scored, loss.value[:own], 0.0).sum() / total))
         stats.setdefault("loss", []).append(loss.value.detach()[:own][scored])
         for name, value in loss.stats.items():
             stats.setdefault(name, []).append(value[:own])
