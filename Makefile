@@ -13,7 +13,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check faults test-browser test-gpu leaderboard lessons
+.PHONY: help install demo test test-slow check faults test-browser test-gpu leaderboard lessons
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
@@ -37,6 +37,9 @@ faults: $(READY)  ## the fault matrix with its slow tests, then mutations that i
 	$(PYTEST) $(PARALLEL) -m "not gpu and not browser" tests/faults tests/properties tests/trajectories \
 		tests/test_launchers.py tests/test_sharding.py
 	$(BIN)/python tests/faults/mutations.py
+
+test-slow: $(READY)  ## the tests that `make test` leaves out for their time
+	$(PYTEST) $(PARALLEL) -m "slow and not gpu and not browser"
 
 ROWS ?= all
 leaderboard: $(READY)  ## make the runs of the learning protocol that are missing (hours), and write docs/leaderboard.md

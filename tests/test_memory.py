@@ -317,7 +317,7 @@ CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
     ("row", "setup"),
     [
         ("LoRA, bf16 or fp16, `--gradient_checkpointing`", replace(HALF, **CHECKPOINTED)),
-        ("whole network, bf16", replace(HALF, lora=None)),
+        pytest.param("whole network, bf16", replace(HALF, lora=None), marks=pytest.mark.slow),
     ],
 )
 def test_the_guides_table_is_the_estimate(row: str, setup: Setup) -> None:

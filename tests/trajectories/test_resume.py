@@ -1,6 +1,6 @@
 """A run that is asked to stop, anywhere, and is then resumed, is the run that was never stopped: the same bits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,7 +173,13 @@ def check_equal(one: Path, other: Path, *without: str) -> None:
     assert metrics(one, *without) == metrics(other, *without)
 
 
-@pytest.mark.parametrize("name", PLACES)
+def places() -> Iterator[Any]:
+    """A third of them for each change; all algorithms are killed, too (tests/faults/test_kills.py)."""
+    for k, name in enumerate(PLACES):
+        yield pytest.param(name, marks=() if k % 3 == 1 else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", list(places()))
 def test_a_stopped_run_goes_on_to_the_same_bits(name: str, straight: dict[Case, Path], tmp_path: Path) -> None:
     case, kind, number, checkpoint = PLACES[name]
     assert not halting(case, tmp_path, kind, number).train()
