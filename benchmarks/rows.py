@@ -95,8 +95,8 @@ def _clips() -> Iterator[Row]:
         ("clip_score", "draft", WHOLE, FREE | {"images_per_prompt": 8, "every": 10}, 300.0),
     ):
         spec, beside = f"{reward}{{{CLIP}}}", ("shapes_taste",)
-        name = f"{algorithm}-{reward}"
-        yield Row(name, "clip", algorithm, spec, fields, evaluation, beside=beside, seconds=seconds)
+        name, seeds = f"{algorithm}-{reward}", 6 if algorithm == "ddpo" else 3  # three did not tell it from its control
+        yield Row(name, "clip", algorithm, spec, fields, evaluation, seeds, beside=beside, seconds=seconds)
 
 
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
