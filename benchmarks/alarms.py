@@ -120,7 +120,7 @@ def _learned(row: Mapping[str, Any]) -> dict[str, Any]:
     """What else rules look at, and times."""
     clipped = [{"clip_fraction": one["clip_fraction"]} for one in row["updates"] if "clip_fraction" in one]
     seconds = {name: round(row["seconds"][name], 3) for name in ("total", "watch")}
-    return {"reward": {"mean": row["reward"]["mean"]}, "updates": clipped, "seconds": seconds}
+    return {"images": row["images"], "reward": {"mean": row["reward"]["mean"]}, "updates": clipped, "seconds": seconds}
 
 
 def falls(run: Mapping[str, Any]) -> int | None:

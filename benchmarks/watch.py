@@ -51,8 +51,8 @@ class Turns:
         alarms = Alarms()
         prompts, held_out = source("shapes_heldout"), [named("shapes_judge")]
         strips, fixed = (
-            Trial(trial_prompts(prompts, count, each, 0), DEMO["steps"], DEMO["guidance"], DDIM(eta=0.0), 0, 8)
-            for count, each in ((4, 2), (alarms.checks, 1))
+            Trial(trial_prompts(prompts, count, each, 0), DEMO["steps"], guidance, DDIM(eta=0.0), 0, 8)
+            for count, each, guidance in ((4, 2, DEMO["guidance"]), (alarms.checks // 4, 4, 3.0))
         )
         check = Check(fixed, run.reward.reward, held_out)
         watch = Watch(alarms, run.algorithm.training_sampler, held_out, strips, check)

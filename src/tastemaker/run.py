@@ -15,7 +15,7 @@ from typing import Any
 from tastemaker import agreement, config, folder, planning, provision, reporting
 from tastemaker.evaluation.alarms import Rules
 from tastemaker.evaluation.checking import Check
-from tastemaker.evaluation.evaluate import Trial, judge, trial_prompts
+from tastemaker.evaluation.evaluate import Trial, judge, some, trial_prompts
 from tastemaker.evaluation.watch import Watch
 from tastemaker.exports import diffusers as export
 from tastemaker.exports import hub
@@ -222,13 +222,10 @@ def _watching(parts: Parts, trial: Trial) -> Watching | None:
     if alarms is None:
         return None
     plan, reads = parts.plan, read_by_alarms(run, parts.held_out)
-    drawn = replace(trial, steps=plan.steps, sampler=DDIM(eta=0.0))
-    strips, fixed = (
-        replace(drawn, prompts=(seen := trial_prompts(parts.judged, count, each, run.seed)), guidance=guidance,
-                batch=min(plan.sampling_batch, len(seen)))
-        for count, each, guidance in ((STRIPS, 2, plan.guidance), (alarms.checks, 1, trial.guidance))
-    )  # fmt: skip
-    check = Check(fixed, parts.reward.reward, [one for one in parts.held_out if one.name in reads])
+    drawn = replace(trial, steps=plan.steps, sampler=DDIM(eta=0.0), batch=plan.sampling_batch)
+    seen = trial_prompts(parts.judged, STRIPS, 2, run.seed)
+    strips = replace(drawn, prompts=seen, guidance=plan.guidance, batch=min(plan.sampling_batch, len(seen)))
+    check = Check(some(drawn, alarms.checks), parts.reward.reward, [one for one in parts.held_out if one.name in reads])
     watch = Watch(alarms, parts.resolved.algorithm.training_sampler, parts.held_out, strips, check)
     rules = partial(Rules, alarms, reads, trained=not parts.reward.oracle)
     return Watching(

@@ -23,7 +23,8 @@ CALM = {
 def row(iteration: int, *, reward: float = 1.0, clipped: float | None = None, **watch: Any) -> dict[str, Any]:
     updates = [] if clipped is None else [{"clip_fraction": clipped}, {"loss": 1.0}]
     numbers = CALM | {name.replace("__", "."): value for name, value in watch.items()}
-    return {"iteration": iteration, "reward": {"mean": reward}, "updates": updates, "watch": numbers}
+    drawn = numbers["pictures"] or 0  # as many as are looked at
+    return {"iteration": iteration, "reward": {"mean": reward}, "updates": updates, "watch": numbers, "images": drawn}
 
 
 def told(rows: list[dict[str, Any]], **settings: Any) -> list[tuple[int, str, bool]]:
@@ -92,7 +93,7 @@ def test_a_fall_by_other_pictures_asks_for_the_fixed_ones() -> None:
     assert asks(calm, row(4, held_out__judge=ABOVE)) and not asks(calm, row(4))  # of the last three, or of the last
     assert not asks(calm[:2], row(2), window=1)
     assert not asks([row(0)], row(1, held_out__judge=ABOVE), parting=None)
-    assert not asks([row(0)], row(1, held_out__judge=None, pictures=None))  # nothing was seen
+    assert not asks([row(0)], row(1, held_out__judge=None, pictures=None))  # nothing was seen or drawn
 
 
 def test_a_check_that_found_nothing_is_what_later_pictures_are_compared_with() -> None:
@@ -102,12 +103,22 @@ def test_a_check_that_found_nothing_is_what_later_pictures_are_compared_with() -
     assert asks(rows, row(4, held_out__judge=-1.3))
 
 
-def test_checks_draw_no_more_pictures_than_the_watch_has_looked_at_since() -> None:
+def test_checks_draw_at_most_twice_the_pictures_that_were_drawn_since() -> None:
     few = [row(k, pictures=10.0) for k in range(3)]
-    assert not asks(few[:2], row(2, pictures=10.0, held_out__judge=-9.0))
-    assert not asks(few, row(3, pictures=10.0, held_out__judge=-9.0))
+    low = row(3, pictures=10.0, held_out__judge=-9.0)
+    assert not asks(few, low) and asks(few, low, checks=60)
     assert asks([*few, row(3, pictures=10.0)], row(4, pictures=10.0, held_out__judge=-9.0))
-    assert asks(few[:2], row(2, pictures=10.0, held_out__judge=-9.0), checks=20)
+
+
+def test_a_fall_within_its_error_is_not_looked_into() -> None:
+    """Of four pictures an iteration: 2 ** 0.5 / 2 = 0.71 standard deviations of 0.5, and 0.61 for the mean of two."""
+    for fall, said in ((0.34, False), (0.36, True)):
+        assert asks([row(0, pictures=4.0)], row(1, pictures=4.0, held_out__judge=-1 - fall), checks=2) == said
+    first, again = row(0, pictures=4.0), row(1, pictures=4.0, held_out__judge=-1.31)
+    assert not asks([first], again, checks=2) and asks([first, again], again, checks=2)
+
+
+def test_checks_are_not_drawn_again_at_once() -> None:
     sounding = [row(0), row(1, **checked(2.0)), row(2), row(3)]  # may be over: looked at again after `window`
     assert not asks(sounding[:3], row(3, held_out__judge=-9.0)) and asks(sounding, row(4))
 

@@ -22,18 +22,29 @@ BASE, TUNED = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0.0, 2.0, 1.0, 3
 
 def test_a_change_is_the_mean_difference_in_the_deviations_of_the_base() -> None:
     unit = math.sqrt(14 / 4)  # of 1, 2, 3, 6 around 3
-    mean, error = change(BASE, TUNED)
+    mean, error = change(BASE, TUNED, range(4))
     away = torch.tensor([-1.0, 0.0, -2.0, -3.0])
     assert mean == pytest.approx(-1.5 / unit) and error == pytest.approx(float(away.std()) / 2 / unit)
-    assert change(BASE, BASE + 0.5) == pytest.approx((0.5 / unit, 0.0))
+    assert change(BASE, BASE + 0.5, range(4)) == pytest.approx((0.5 / unit, 0.0))
+
+
+def test_pictures_of_one_prompt_are_not_as_many_as_they_are() -> None:
+    base, away = torch.arange(6.0), torch.tensor([-1.0, -1.2, 0.1, -0.1, -2.0, -2.2])
+    unit, groups = float(base.std(correction=0)), (4, 4, 7, 7, 9, 9)
+    whole = torch.tensor([-1.1, 0.0, -2.1])  # what each prompt says
+    assert change(base, base + away, groups)[1] == pytest.approx(float(whole.std()) / math.sqrt(3) / unit)
+    assert change(base, base + away, range(6))[1] == pytest.approx(float(away.std()) / math.sqrt(6) / unit)
+    twice = [torch.cat([scores, scores]) for scores in (base, base + away)]
+    assert change(*twice, [*range(6), *range(6)]) == pytest.approx(change(base, base + away, range(6)))
+    assert math.isnan(change(base, base + away, [0] * 6)[1])
 
 
 def test_scores_that_failed_are_left_out_in_pairs() -> None:
     holes = torch.tensor([math.nan, 0.0]), torch.tensor([0.0, math.inf])
     more = [torch.cat([scores, hole]) for scores, hole in zip((BASE, TUNED), holes, strict=True)]
-    assert change(*more) == change(BASE, TUNED)
+    assert change(*more, range(6)) == change(BASE, TUNED, range(4))
     for few in (BASE[:0], BASE[:1], torch.ones(4), torch.full((4,), math.nan)):  # no deviation to measure by
-        assert all(map(math.isnan, change(few, few)))
+        assert all(map(math.isnan, change(few, few, range(len(few)))))
 
 
 def brightness(images: Tensor, prompts: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import runs
 from tastemaker.evaluation.diversity import Pixels
-from tastemaker.evaluation.evaluate import Trial, compare, draw_pictures, judge, trial_prompts
+from tastemaker.evaluation.evaluate import Trial, compare, draw_pictures, judge, some, trial_prompts
 from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
 from tastemaker.policy.policy import Exportable
@@ -49,6 +49,22 @@ def test_prompts_of_a_trial_hang_on_the_seed_alone() -> None:
     assert asked == trial_prompts(SOURCE, 4, 2, 3) and asked.texts != trial_prompts(SOURCE, 4, 2, 4).texts
     assert asked.ids == tuple(range(8)) and asked.groups == (0, 0, 1, 1, 2, 2, 3, 3)
     assert asked.texts[::2] == asked.texts[1::2] == trial_prompts(SOURCE, 6, 1, 3).texts[:4]  # the first of its order
+
+
+def test_some_pictures_of_a_trial_are_of_as_many_prompts_as_can_be() -> None:
+    whole = Trial(trial_prompts(SOURCE, 4, 3, 3), 3, 2.0, DDIM(eta=0.0), 3, batch=8)
+    for count, ids in ((4, (0, 3, 6, 9)), (6, (0, 2, 4, 6, 8, 10)), (2, (0, 6)), (99, tuple(range(12)))):
+        part = some(whole, count)
+        assert part.prompts.ids == ids and part.batch == min(8, len(ids))
+        assert part.prompts.texts == tuple(whole.prompts.texts[b] for b in ids)
+        assert part.prompts.groups == tuple(b // 3 for b in ids)
+
+
+def test_some_pictures_are_drawn_as_the_whole_trial_draws_them(policy: Exportable, trial: Trial) -> None:
+    part = some(trial, 2)
+    whole, few = judge(policy, [JUDGE], trial), judge(policy, [JUDGE], part)
+    wanted = whole.values["brightness"][list(part.prompts.ids)]
+    assert torch.allclose(few.values["brightness"], wanted, atol=1e-4) and len(few.pictures) == 2
 
 
 @pytest.mark.parametrize("sampler", [DDIM(eta=0.0), Window(DDIM(), 1), Window(FlowSDE(), 1, each="group")])

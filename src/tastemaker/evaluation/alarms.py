@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
 ANY = "any"
-SUSPICION = 0.2  # fall of a held-out reward's mean, in the base's SD over pictures, at which fixed pictures are drawn
+SUSPICION = (
+    0.2  # fall of a held-out reward's mean, in the base's SD over pictures, that is looked into if its error is less
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Alarms:
 
     pictures: int = 32  # of an iteration's that are looked at, drawn by the key, a prompt's pictures together
     transitions: float = 0.02  # share of an iteration's steps at which the base is asked, too; at most 0.02
-    checks: int = 32  # fixed pictures, the base's beside them, by which a fall of a held-out reward is looked into
+    checks: int = 64  # of evaluation's pictures, by which a fall of a held-out reward is looked into
     strips: int = 5  # iterations between fixed pictures for diversity, where a prompt has but one; 0 draws none
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
@@ -121,12 +123,12 @@ class Rules:
         """Whether this row gives reason to draw the fixed pictures, before `see` is told of it.
 
         A held-out reward's mean over the last iteration, the last two, ... `window` is lower than it was up to the last
-        check; or `parting` sounds and may be over. Never more fixed pictures than the watch has looked at since then.
+        check; or `parting` sounds and may be over. Never more than twice as many as were drawn since then.
         """
         rows = [*self.rows, _numbers(row)]
         last = max((k for k, one in enumerate(rows) if "checked" in one), default=0)
-        seen = sum(one.get("pictures", 0.0) for one in rows[last + 1 :])
-        if self.settings.parting is None or not self.trained or not seen or seen < self.settings.checks:
+        drawn = sum(one.get("images", 0.0) for one in rows[last + 1 :])
+        if self.settings.parting is None or not self.trained or 2 * drawn < self.settings.checks:
             return False
         if "parting" in self.sounding:
             return len(rows) - 1 - last >= self.settings.window
@@ -138,8 +140,11 @@ class Rules:
         unit = next((row[f"held_out_sd.{name}"] for row in rows if f"held_out_sd.{name}" in row), 0.0)
         before = [value for k, value in found if k <= last] or [value for _, value in found[:1]]
         now = [value for _, value in found[1:]][-self.settings.window :]
-        means = [statistics.fmean(now[-n:]) for n in range(1, len(now) + 1)]
-        return bool(means) and statistics.fmean(before) - min(means) > SUSPICION * unit
+        for n in range(1, len(now) + 1):
+            error = math.sqrt((1 / n + 1 / len(before)) / (self._first("pictures") or 1.0))
+            if statistics.fmean(before) - statistics.fmean(now[-n:]) > max(SUSPICION, error) * unit:
+                return True
+        return False
 
     def _parting(self) -> Iterator[Finding]:
         """The held-out reward that fell farthest on the fixed pictures, less twice the error of its mean change."""
@@ -197,7 +202,7 @@ class Rules:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """What rules look at: all of `watch`, the trained reward's mean, and the updates' mean share of clipped ratios."""
-    found = {**row.get("watch", {}), "reward": row["reward"].get("mean")}
+    found = {**row.get("watch", {}), "reward": row["reward"].get("mean"), "images": row.get("images")}
     clipped = [update["clip_fraction"] for update in row["updates"] if update.get("clip_fraction") is not None]
     found["clip_fraction"] = sum(clipped) / len(clipped) if clipped else None
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

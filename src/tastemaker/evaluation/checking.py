@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tastemaker.evaluation.evaluate import Trial, judge
@@ -38,9 +39,10 @@ class Check:
             with policy.using("base"):
                 self._base = self._scores(policy, world, progress)
         pairs = list(zip(self._base, self._scores(policy, world, progress), strict=True))
-        found = {"checked": float(len(self.trial.prompts)), "checked_trained": change(*pairs[0])[0]}
+        groups = self.trial.prompts.groups
+        found = {"checked": float(len(groups)), "checked_trained": change(*pairs[0], groups)[0]}
         for reward, pair in zip(self.held_out, pairs[1:], strict=True):
-            found[f"checked.{reward.name}"], found[f"checked_error.{reward.name}"] = change(*pair)
+            found[f"checked.{reward.name}"], found[f"checked_error.{reward.name}"] = change(*pair, groups)
         return found
 
     def _scores(self, policy: Policy, world: World, progress: Progress) -> list[Tensor]:
@@ -50,11 +52,19 @@ class Check:
         return [found[reward.name] for reward in rewards]
 
 
-def change(base: Tensor, tuned: Tensor) -> tuple[float, float]:
-    """Mean of tuned - base `[N]` where both are finite, and its standard error; both in the base's deviations."""
+def change(base: Tensor, tuned: Tensor, groups: Sequence[int]) -> tuple[float, float]:
+    """Mean of tuned - base `[N]` where both are finite, and its standard error; both in the base's deviations.
+
+    Pictures of one prompt, a group, resemble each other, so prompts are what the error counts:
+    sqrt(G / (G - 1) sum_g (sum over g of (d - mean))^2) / N for G groups.  NaN where one group is all there is.
+    """
     both = base.isfinite() & tuned.isfinite()
-    n, away = int(both.sum()), (tuned - base)[both].double()
+    away, n = (tuned - base)[both].double(), int(both.sum())
     unit = float(base[both].double().std(correction=0)) if n > 1 else 0.0
     if unit <= 0:
         return math.nan, math.nan
-    return float(away.mean()) / unit, float(away.std()) / math.sqrt(n) / unit
+    places = torch.tensor(groups)[both].unique(return_inverse=True)[1]
+    sums = torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add(0, places, away - away.mean())
+    many = len(sums)
+    error = math.sqrt(many / (many - 1) * float(sums.square().sum())) / n if many > 1 else math.nan
+    return float(away.mean()) / unit, error / unit

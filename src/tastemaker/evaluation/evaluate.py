@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,14 @@ class Trial:
     seed: int
     batch: int = 32  # pictures a call; the same pictures within rounding whatever it is
     negative: str = ""
+
+
+def some(trial: Trial, count: int) -> Trial:
+    """With so many of its pictures at most, of as many prompts as can be."""
+    total = len(trial.prompts)
+    count = min(count, total)
+    rows = [k * total // count for k in range(count)]
+    return replace(trial, prompts=trial.prompts.take(rows), batch=min(trial.batch, count))
 
 
 class Verdict(NamedTuple):
