@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tastemaker as tm
+from tastemaker.evaluation.alarms import Rules
 from tastemaker.reports import backends
 
 RANK = os.environ["RANK"]
@@ -38,6 +39,7 @@ def whole(model: str, folder: Path) -> dict[str, Any]:
 
 
 def stopped(model: str, folder: Path) -> dict[str, Any]:
+    Rules.asks = lambda *_: True  # type: ignore[method-assign]  # a check in each iteration
     own = {"stop_on": ["drift"], "alarms": {"drift": 1e-12}, "held_out_rewards": ["brightness"], "report_to": []}
     longer = {"algorithm": tm.DDPO(images=4, updates=1, steps=2, guidance=1.0, iterations=4, learning_rate=1e-2)}
     run = tm.train(**settings(model, folder / "stopped") | own | longer)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import runs
+from tastemaker.evaluation.alarms import Rules
 from tastemaker.preparation import read_by_alarms
 from tastemaker.rewards import named
 from tastemaker.rewards.reward import adapt
@@ -25,6 +26,21 @@ def test_every_row_has_the_watch_and_no_alarm_is_a_file(tmp_path: Path) -> None:
     assert 0 < first["diversity"] != first["diversity_base"] > 0 and "diversity" not in second
     assert runs.rows(folder, "metrics")[0]["seconds"]["watch"] > 0
     assert runs.settings(folder)["alarms"]["pictures"] == 32 and runs.settings(folder)["stop_on"] == []
+
+
+def test_a_check_says_what_an_evaluation_of_the_same_weights_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompts, noise, guidance and steps; of the weights that the iteration ended with."""
+    monkeypatch.setattr(Rules, "asks", lambda *_: True)
+    flags = ("--evaluation.guidance", "3", "--evaluation.every", "1", "--held_out_rewards", runs.reward("redness"))
+    runs.train(runs.words(tmp_path, *flags))
+    for row, judged in zip(runs.rows(tmp_path, "metrics"), runs.rows(tmp_path, "evaluations")[1:], strict=True):
+        watch, change = row["watch"], judged["change"]
+        assert row["iteration"] + 1 == judged["iteration"] and watch["checked"] == judged["pictures"] == 4
+        assert watch["checked_trained"] == pytest.approx(change["brightness"]["deviations"], rel=1e-4)
+        assert watch["checked.redness"] == pytest.approx(change["redness"]["deviations"], rel=1e-4)
+        assert watch["checked_error.redness"] > 0
 
 
 def test_without_alarms_nothing_is_watched_and_no_bit_differs(tmp_path: Path) -> None:

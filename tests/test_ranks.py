@@ -46,6 +46,14 @@ def test_an_alarm_stops_both(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
     assert (home / "stopped" / json.loads((home / "stopped" / "best.json").read_text())["checkpoint"]).is_dir()
 
 
+def test_both_draw_their_share_of_a_check(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    home, _ = ranks
+    first, second = (row["watch"] for row in runs.rows(home / "stopped", "metrics"))
+    for watch in (first, second):
+        assert watch["checked"] == 6 and watch["checked_trained"] is not None and watch["checked_error.brightness"] > 0
+    assert 0 != first["checked.brightness"] != second["checked.brightness"]
+
+
 def test_diversity_is_of_all_prompts(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
     home, _ = ranks
     for row in runs.rows(home / "run", "evaluations"):

@@ -1,30 +1,26 @@
-"""Dropout that is on for a while and drawn from a number: the program's own random stream stays as it was."""
+"""Dropout that is on for a while and drawn from a number: the program's own random streams stay as they were."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 KINDS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-class LearningDropout(nn.Dropout):
-    """Drops where a gradient is made, and nowhere else."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if torch.is_grad_enabled() else input
 
 
 @contextmanager
 def dropping(modules: Iterable[nn.Module], device: torch.device, number: int) -> Iterator[None]:
     """Inside, these modules (not what lies below them) are in training, and what they drop is drawn from the number."""
     modules = list(modules)
+    if not modules:
+        yield
+        return
     devices = [device] if device.type not in ("cpu", "meta") else []
     with torch.random.fork_rng(devices=devices, device_type=devices[0].type if devices else "cuda"):
-        torch.manual_seed(number)
+        _seed(device, number)
         for module in modules:
             module.training = True
         try:
@@ -32,3 +28,13 @@ def dropping(modules: Iterable[nn.Module], device: torch.device, number: int) ->
         finally:
             for module in modules:
                 module.training = False
+
+
+def _seed(device: torch.device, number: int) -> None:
+    """The CPU's stream and this device's, no other one: `torch.manual_seed` would take all."""
+    torch.default_generator.manual_seed(number)
+    if device.type in ("cpu", "meta"):
+        return
+    streams = torch.get_device_module(device)
+    with streams.device(device) if device.index is not None and hasattr(streams, "device") else nullcontext():
+        streams.manual_seed(number)

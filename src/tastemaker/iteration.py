@@ -40,7 +40,8 @@ class Batch(Protocol):
 class Update(NamedTuple):
     """One optimizer step on the mean of `loss` over the items of `batch`, all devices together.
 
-    `loss` is a pure function of (weights, items): the trainer may cut the items anywhere and begin a step again.
+    `loss` is a pure function of (weights, items), but for what an adapter with dropout drops: the trainer may cut the
+    items anywhere and begin a step again.
     """
 
     batch: Any

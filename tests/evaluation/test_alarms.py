@@ -61,6 +61,18 @@ def test_a_fall_of_the_held_out_reward_on_fixed_pictures_while_the_trained_one_r
     assert told([row(0), row(1, **checked(9.0, checked_trained=None))]) == []  # a reward that failed
 
 
+def test_a_check_without_scores_changes_nothing() -> None:
+    failed = checked(2.0, checked_trained=None)
+    rows = [row(0), row(1, **checked(2.0)), row(2, **failed), row(3, **checked(2.0)), row(4, **checked(0.0))]
+    assert told(rows) == [(1, "parting", True), (4, "parting", False)]
+    low = {"held_out__judge": -1.2}
+    assert asks([row(0), row(1, **low, **failed), row(2, **low), row(3, **low)], row(4, **low))  # not looked into yet
+    rules = Rules(Alarms(), ["judge", "other"])
+    fell, silent = checked(2.0), checked(0.0, checked__judge=None, checked__other=0.0, checked_error__other=0.1)
+    heard = [one.begins for each in (row(0), row(1, **fell), row(2, **silent)) for one in rules.see(each)]
+    assert heard == [True]  # that of another reward says nothing of the one that fell
+
+
 def test_it_begins_once_and_is_over_when_a_later_check_says_so() -> None:
     rows = [row(0), row(1, **checked(2.0)), row(2), row(3, **checked(2.0)), row(4), row(5, **checked(0.1)), row(6)]
     assert told(rows) == [(1, "parting", True), (5, "parting", False)]
@@ -98,9 +110,20 @@ def test_a_fall_by_other_pictures_asks_for_the_fixed_ones() -> None:
 
 def test_a_check_that_found_nothing_is_what_later_pictures_are_compared_with() -> None:
     lower = {"held_out__judge": -1.2}
-    rows = [row(0), row(1, **lower, **checked(0.0)), *(row(k, **lower) for k in (2, 3))]
-    assert not asks(rows, row(4, **lower))  # 0.1 below the mean of the first two, not 0.2 below the first
-    assert asks(rows, row(4, held_out__judge=-1.3))
+    calm = [row(k) for k in range(10)]
+    rows = [*calm, row(10, **lower, **checked(0.0)), row(11, **lower, **checked(0.0))]
+    assert asks(calm, row(10, **lower)) and asks(rows[:11], row(11, **lower))
+    assert not asks(rows, row(12, **lower))  # 0.07 below the last three that were looked into, 0.2 below all before
+    assert asks(rows, row(12, held_out__judge=-1.25))
+    once = [*calm, row(10, **lower, **checked(0.0)), row(11)]
+    assert not asks(once[:11], row(11)) and not asks(
+        once, row(12)
+    )  # nor is the one that was looked into held against it
+
+
+def test_what_does_not_vary_raises_no_suspicion() -> None:
+    alike = [row(k, held_out_sd__judge=0.0) for k in range(2)]
+    assert not asks(alike, row(2, held_out__judge=-9.0, held_out_sd__judge=0.0))
 
 
 def test_checks_draw_at_most_twice_the_pictures_that_were_drawn_since() -> None:

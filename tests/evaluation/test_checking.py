@@ -43,7 +43,7 @@ def test_scores_that_failed_are_left_out_in_pairs() -> None:
     holes = torch.tensor([math.nan, 0.0]), torch.tensor([0.0, math.inf])
     more = [torch.cat([scores, hole]) for scores, hole in zip((BASE, TUNED), holes, strict=True)]
     assert change(*more, range(6)) == change(BASE, TUNED, range(4))
-    for few in (BASE[:0], BASE[:1], torch.ones(4), torch.full((4,), math.nan)):  # no deviation to measure by
+    for few in (BASE[:0], BASE[:1], torch.full((4,), math.nan)):
         assert all(map(math.isnan, change(few, few, range(len(few)))))
 
 
@@ -71,3 +71,27 @@ def test_the_same_weights_have_not_changed_and_the_base_is_drawn_once() -> None:
     )  # its own pictures, the last call filled up; none of the base's
     assert found["checked_trained"] == pytest.approx(-found["checked.darkness"]) != 0
     assert found["checked_error.darkness"] > 0
+
+
+def test_scores_that_are_all_equal_are_measured_as_they_are() -> None:
+    assert change(torch.zeros(4), torch.tensor([0.0, 0.0, 1.0, 1.0]), range(4)) == pytest.approx((0.5, 1 / 12**0.5))
+
+
+def test_a_reward_that_fails_is_asked_again() -> None:
+    """Else one that is down for a while would never be compared again."""
+    down = [True]
+
+    def sometimes(images: Tensor, prompts: Any) -> Tensor:
+        return torch.full((len(images),), math.nan) if down[0] else darkness(images, prompts)
+
+    fixed = Trial(trial_prompts(source(TEXTS), 5, 1, SEED), 4, 1.0, DDIM(eta=0.0), SEED, 5)
+    check, policy = Check(fixed, adapt(brightness), [adapt(sometimes)]), Toy()
+    found = check.changes(policy, World(), Silence())
+    assert found["checked"] == 5 and found["checked_trained"] == 0 and math.isnan(found["checked.sometimes"])
+    down[0] = False
+    found = check.changes(policy, World(), Silence())
+    assert found["checked.sometimes"] == 0 == found["checked_error.sometimes"]
+    down[0] = True
+    assert math.isnan(check.changes(policy, World(), Silence())["checked.sometimes"])
+    down[0] = False
+    assert check.changes(policy, World(), Silence())["checked.sometimes"] == 0

@@ -53,7 +53,7 @@ def test_prompts_of_a_trial_hang_on_the_seed_alone() -> None:
 
 def test_some_pictures_of_a_trial_are_of_as_many_prompts_as_can_be() -> None:
     whole = Trial(trial_prompts(SOURCE, 4, 3, 3), 3, 2.0, DDIM(eta=0.0), 3, batch=8)
-    for count, ids in ((4, (0, 3, 6, 9)), (6, (0, 2, 4, 6, 8, 10)), (2, (0, 6)), (99, tuple(range(12)))):
+    for count, ids in ((4, (0, 3, 6, 9)), (6, (0, 1, 3, 4, 6, 9)), (2, (0, 3)), (99, tuple(range(12)))):
         part = some(whole, count)
         assert part.prompts.ids == ids and part.batch == min(8, len(ids))
         assert part.prompts.texts == tuple(whole.prompts.texts[b] for b in ids)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 import runs
 from policy.test_weights import DORA, SETS, ask, shake
+from tastemaker import config
+from tastemaker.build import attribute
 from tastemaker.policy.adapter import ADAPTER, LoRA
 from tastemaker.policy.load import load
 
@@ -36,8 +38,9 @@ def test_it_is_drawn_from_the_number_and_leaves_the_stream_alone(model, lora):
     assert torch.equal(ask(policy), ask(plain)) and torch.equal(dropped(plain, 5), ask(plain))
 
 
-def test_it_is_off_without_a_gradient_and_in_other_sets(model):
-    policy = loaded(model)
+@pytest.mark.parametrize("lora", [HALF, LoRA(**vars(DORA) | {"dropout": 0.5})], ids=["lora", "dora"])
+def test_it_is_off_without_a_gradient_and_in_other_sets(model, lora):
+    policy = loaded(model, lora)
     wanted = {}
     for name in SETS:
         with policy.using(name):
@@ -92,11 +95,19 @@ def test_shares_out_of_range_are_refused(share):
         LoRA(dropout=share)
 
 
-def test_a_ratio_of_two_random_networks_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["ddpo", "dpok", "flow_grpo", "awm"])
+def test_a_ratio_of_two_random_networks_is_refused(name, tmp_path):
     folder = tmp_path / "run"
-    ran = runs.call(*runs.words(folder, "--lora.dropout", "0.1"))
+    words = runs.words(folder, "--lora.dropout", "0.1", *(("--algorithm.per_prompt", "2") if name != "ddpo" else ()))
+    ran = runs.call("train", name, *words[2:])
     assert ran.code == 2 and not folder.exists()
-    assert ran.err.startswith("tastemaker: --lora.dropout does not go with ddpo: the ratio of new to old probabilities")
+    said = f"tastemaker: --lora.dropout does not go with {name}: the ratio of new to old probabilities"
+    assert ran.err.startswith(said), ran.err
+
+
+def test_no_other_algorithm_takes_a_ratio():
+    found = [name for name, entry in config.algorithms().items() if "clip" in vars(attribute(entry)())]
+    assert sorted(found) == ["awm", "ddpo", "dpok", "flow_grpo"]
 
 
 def test_a_run_learns_with_it_and_is_not_the_one_without(tmp_path):
@@ -108,3 +119,6 @@ def test_a_run_learns_with_it_and_is_not_the_one_without(tmp_path):
         found[share] = runs.weights(folder)
         assert runs.settings(folder)["lora"]["dropout"] == float(share)
     assert found["0"] != found["0.5"]
+    again = ["train", "reinforce", *words[2:], "--gradient_checkpointing", "--output_dir", str(tmp_path / "twice")]
+    runs.train(again)  # layers are computed a second time in backward, which has to drop the same
+    assert runs.weights(tmp_path / "twice") == found["0.5"]

@@ -58,8 +58,8 @@ def watched(
     """The run with a watch over it, as the composition root gives it one."""
     alarms, algorithm = Alarms(**{"pictures": 6, "checks": 6, **settings}), run.algorithm
     strips, fixed = (
-        Trial(trial_prompts(source(TEXTS), count, each, SEED), 4, 1.0, DDIM(eta=0.0), SEED, 4)
-        for count, each in ((2, 2), (3, 8))
+        Trial(trial_prompts(source(TEXTS), count, each, SEED), 4, 1.0, DDIM(eta=0.0), SEED, 8)
+        for count, each in ((2, 2), (96, 1))
     )
     judge = adapt(held_out, "small")
     check = Check(fixed, run.reward.reward, [judge])
@@ -149,7 +149,7 @@ def test_a_fall_is_looked_into_on_fixed_pictures_and_a_run_that_goes_on_does_the
         rules.see(row)
     (alarm, *_) = read_lines(tmp_path / "straight" / "alarms.jsonl")
     first = rows[alarm["iteration"]]["watch"]
-    assert alarm["alarm"] == "parting" and first["checked"] == 24 and first["checked_trained"] > 0
+    assert alarm["alarm"] == "parting" and first["checked"] == 96 and first["checked_trained"] > 0
     assert alarm["value"] == -first["checked.small"] - 2 * first["checked_error.small"] > 0.1
 
     stopped, _ = made(case, tmp_path / "stopped", save=1, stop_on=("parting",), **only)

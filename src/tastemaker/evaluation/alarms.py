@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
 ANY = "any"
+CHECKED, TRAINED = "checked", "checked_trained"  # of a row's watch: a check was made, and what the trained reward said
 SUSPICION = (
     0.2  # fall of a held-out reward's mean, in the base's SD over pictures, that is looked into if its error is less
 )
@@ -122,45 +123,52 @@ class Rules:
     def asks(self, row: Mapping[str, Any]) -> bool:
         """Whether this row gives reason to draw the fixed pictures, before `see` is told of it.
 
-        A held-out reward's mean over the last iteration, the last two, ... `window` is lower than it was up to the last
-        check; or `parting` sounds and may be over. Never more than twice as many as were drawn since then.
+        A held-out reward's mean over the last iteration, the last two, ... `window` is lower than before the last
+        check; or `parting` sounds and may be over. Never more than twice as many as were drawn since the last ones.
         """
         rows = [*self.rows, _numbers(row)]
-        last = max((k for k, one in enumerate(rows) if "checked" in one), default=0)
-        drawn = sum(one.get("images", 0.0) for one in rows[last + 1 :])
+        tried, last = (max((k for k, one in enumerate(rows) if key in one), default=0) for key in (CHECKED, TRAINED))
+        drawn = sum(one.get("images", 0.0) for one in rows[tried + 1 :])
         if self.settings.parting is None or not self.trained or 2 * drawn < self.settings.checks:
             return False
         if "parting" in self.sounding:
-            return len(rows) - 1 - last >= self.settings.window
+            return len(rows) - 1 - tried >= self.settings.window
         return any(self._suspicious(rows, name, last) for name in self.reads)
 
     def _suspicious(self, rows: Sequence[Mapping[str, float]], name: str, last: int) -> bool:
-        key = f"held_out.{name}"
+        """last: the row of the last check, up to whose pictures nothing was found."""
+        key, window = f"held_out.{name}", self.settings.window
         found = [(k, row[key]) for k, row in enumerate(rows) if key in row]
+        before = [value for k, value in found if k <= last][-window:] or [value for _, value in found[:1]]
+        now = [value for k, value in found[1:] if k > last][-window:]
         unit = next((row[f"held_out_sd.{name}"] for row in rows if f"held_out_sd.{name}" in row), 0.0)
-        before = [value for k, value in found if k <= last] or [value for _, value in found[:1]]
-        now = [value for _, value in found[1:]][-self.settings.window :]
         for n in range(1, len(now) + 1):
             error = math.sqrt((1 / n + 1 / len(before)) / (self._first("pictures") or 1.0))
-            if statistics.fmean(before) - statistics.fmean(now[-n:]) > max(SUSPICION, error) * unit:
+            if unit > 0 and statistics.fmean(before) - statistics.fmean(now[-n:]) > max(SUSPICION, error) * unit:
                 return True
         return False
 
     def _parting(self) -> Iterator[Finding]:
-        """The held-out reward that fell farthest on the fixed pictures, less twice the error of its mean change."""
-        limit, row = self.settings.parting, next((row for row in reversed(self.rows) if "checked" in row), None)
-        if limit is None or row is None or not self.trained or "checked_trained" not in row:
+        """The held-out reward that fell farthest on the fixed pictures, less twice the error of its mean change.
+
+        Each is read from the last check that has its scores.
+        """
+        limit = self.settings.parting
+        if limit is None or not self.trained:
             return
-        both = [(f"checked.{name}", f"checked_error.{name}", name) for name in self.reads]
-        falls = [(-row[change] - 2 * row[error], name) for change, error, name in both if {change, error} <= row.keys()]
+        falls: list[tuple[float, str, Mapping[str, float]]] = []
+        for name in self.reads:
+            keys = {TRAINED, f"checked.{name}", f"checked_error.{name}"}
+            for row in [one for one in self.rows if keys <= one.keys()][-1:]:
+                falls.append((-row[f"checked.{name}"] - 2 * row[f"checked_error.{name}"], name, row))
         if not falls:
             return
-        (fall, name), rise = max(falls), row["checked_trained"]
+        fall, name, last = max(falls, key=lambda one: one[0])
         message = (
-            f"on {row['checked']:.0f} fixed pictures the reward has risen by {rise:.2g} SD and held-out `{name}` has "
-            f"fallen by {-row[f'checked.{name}']:.2g} SD (by {fall:.2g} or more)"
+            f"on {last[CHECKED]:.0f} fixed pictures the reward has risen by {last[TRAINED]:.2g} SD and held-out "
+            f"`{name}` has fallen by {-last[f'checked.{name}']:.2g} SD (by {fall:.2g} or more)"
         )
-        yield Finding("parting", fall, limit, rise > 0 and fall > limit, message)
+        yield Finding("parting", fall, limit, last[TRAINED] > 0 and fall > limit, message)
 
     def _diversity(self) -> Iterator[Finding]:
         """The smaller of what is left within prompts, where few fixed ones are drawn with twice its error, and over all

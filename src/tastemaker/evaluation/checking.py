@@ -30,17 +30,21 @@ class Check:
         self._base: list[Tensor] | None = None
 
     def changes(self, policy: Policy, world: World, progress: Progress) -> dict[str, float]:
-        """`checked`: how many pictures. `checked_trained`, `checked.NAME`: the mean change of a score in the base's
-        standard deviations over pictures; `checked_error.NAME`: its standard error. NaN where there is none.
+        """`checked`: pictures of which both scores of the trained reward are there. `checked_trained`, `checked.NAME`:
+        the mean change of a score in the base's standard deviations over pictures; `checked_error.NAME`: its standard
+        error. NaN where there is none.
 
         A collective.
         """
-        if self._base is None:
+        base = self._base
+        if base is None:
             with policy.using("base"):
-                self._base = self._scores(policy, world, progress)
-        pairs = list(zip(self._base, self._scores(policy, world, progress), strict=True))
-        groups = self.trial.prompts.groups
-        found = {"checked": float(len(groups)), "checked_trained": change(*pairs[0], groups)[0]}
+                base = self._scores(policy, world, progress)
+            if all(bool(scores.isfinite().any()) for scores in base):  # a reward that fails is asked again
+                self._base = base
+        pairs = list(zip(base, self._scores(policy, world, progress), strict=True))
+        groups, both = self.trial.prompts.groups, pairs[0][0].isfinite() & pairs[0][1].isfinite()
+        found = {"checked": float(both.sum()), "checked_trained": change(*pairs[0], groups)[0]}
         for reward, pair in zip(self.held_out, pairs[1:], strict=True):
             found[f"checked.{reward.name}"], found[f"checked_error.{reward.name}"] = change(*pair, groups)
         return found
@@ -53,16 +57,17 @@ class Check:
 
 
 def change(base: Tensor, tuned: Tensor, groups: Sequence[int]) -> tuple[float, float]:
-    """Mean of tuned - base `[N]` where both are finite, and its standard error; both in the base's deviations.
+    """Mean of tuned - base `[N]` where both are finite, and its standard error; both in the base's deviations, or as
+    they are where the base's scores are all equal.
 
     Pictures of one prompt, a group, resemble each other, so prompts are what the error counts:
     sqrt(G / (G - 1) sum_g (sum over g of (d - mean))^2) / N for G groups.  NaN where one group is all there is.
     """
     both = base.isfinite() & tuned.isfinite()
     away, n = (tuned - base)[both].double(), int(both.sum())
-    unit = float(base[both].double().std(correction=0)) if n > 1 else 0.0
-    if unit <= 0:
+    if n < 2:
         return math.nan, math.nan
+    unit = float(base[both].double().std(correction=0)) or 1.0
     places = torch.tensor(groups)[both].unique(return_inverse=True)[1]
     sums = torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add(0, places, away - away.mean())
     many = len(sums)

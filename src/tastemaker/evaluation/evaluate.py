@@ -35,11 +35,10 @@ class Trial:
 
 
 def some(trial: Trial, count: int) -> Trial:
-    """With so many of its pictures at most, of as many prompts as can be."""
-    total = len(trial.prompts)
-    count = min(count, total)
-    rows = [k * total // count for k in range(count)]
-    return replace(trial, prompts=trial.prompts.take(rows), batch=min(trial.batch, count))
+    """With so many of its pictures at most: the first one of every prompt, then the second ones, and so on."""
+    groups = trial.prompts.groups
+    order = sorted(range(len(groups)), key=lambda row: groups[:row].count(groups[row]))[:count]
+    return replace(trial, prompts=trial.prompts.take(sorted(order)), batch=min(trial.batch, len(order)))
 
 
 class Verdict(NamedTuple):

@@ -92,7 +92,12 @@ class Watch:
     @torch.no_grad()
     def check(self, it: Iteration, progress: Progress) -> dict[str, float | None]:
         """What has changed on the fixed pictures, the same on every device: a collective."""
-        return _finite(self.checked.changes(it.policy, it.world, progress))
+        found = _finite(self.checked.changes(it.policy, it.world, progress))
+        for name in ("checked_trained", *(f"checked.{reward.name}" for reward in self.checked.held_out)):
+            if found[name] is None and name not in self._told and it.world.rank == 0:
+                self._told.add(name)
+                print(f"the check of the fixed pictures has no number for {name}", file=sys.stderr, flush=True)
+        return found
 
     def _pictures(self, it: Iteration, ids: list[int]) -> dict[str, float]:
         shape = it.policy.latent_shape

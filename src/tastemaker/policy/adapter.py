@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tastemaker.dropping import LearningDropout
 from tastemaker.process.noise import Key
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ class LoRA:
     dora: bool = False
     """Train the length of each row of a layer's weights too (DoRA); slower, and its LoRA file cannot be mixed."""
     dropout: float = 0.0
-    """Share of each adapter's input that is left out while it learns, the rest scaled up; nothing is where pictures are
-    drawn. Anew in every call, so what is dropped goes by how an update is cut. Not for algorithms that take a ratio."""
+    """Share of each adapter's input that is left out wherever a gradient is made, the rest scaled up. Anew in every
+    call, so what is dropped goes by how an update is cut. Not for algorithms that take a ratio."""
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter."""
     init: str = "gaussian"
@@ -101,8 +100,6 @@ def _injected(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Paramet
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     for layer in adapter_layers(network):
         layer.cast_input_dtype_enabled = False  # autocast decides; a cast to fp32 before it only costs memory
-        if lora.dropout:
-            layer.lora_dropout[ADAPTER] = LearningDropout(lora.dropout)
     mark = f".{ADAPTER}."
     named = {n.replace(mark, "."): p for n, p in network.named_parameters() if mark in n}
     for name, parameter in named.items():
@@ -195,5 +192,5 @@ def droppers(network: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for layer in adapter_layers(network):
         own = layer.get_submodule("lora_dropout")[ADAPTER]  # type: ignore[index]
-        found += [layer, own] if isinstance(own, LearningDropout) else []
+        found += [layer, own] if isinstance(own, nn.Dropout) else []
     return found

@@ -172,7 +172,8 @@ class LatentPolicy(ABC):
         x = x.float().contiguous(memory_format=self._format)  # latents of fp64 are for the arithmetic around it alone
         # The cache of low-precision copies is off: entries made without a graph would serve a call that needs one,
         # entries of one weight set a call with another. Within one call every weight is read once, so it saves nothing.
-        with torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False):
+        half = torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False)
+        with half, self._weights.calling():
             output = self._call(x, t, *texts) if self._calls is None else self._calls.told(self._call, x, t, *texts)
         return output.float().contiguous()
 

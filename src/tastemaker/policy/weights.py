@@ -76,6 +76,18 @@ class Weights:
         with dropping(self._dropping, self.parameters()[0].device, number):
             yield
 
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around a call of the network: without a gradient, and so by no other set, nothing is dropped."""
+        on = [] if torch.is_grad_enabled() else [module for module in self._dropping if module.training]
+        for module in on:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in on:
+                module.training = True
+
     def blend(self, name: str, keep: float) -> None:
         """set <- keep set + (1 - keep) current; keep = 0 copies."""
         if name == "base" or name not in self._sets:

@@ -62,13 +62,14 @@ class Panels(NamedTuple):
 def panels(records: Records) -> Panels:
     """Charts of what there is; what was not measured has none."""
     there, alarms = len(records.metrics), spread(_marks(records), MOST)
+    checks = spread([row for row in records.metrics if CHECKED in (row.get("watch") or {})], MOST)
     metrics, evaluations = spread(records.metrics, MOST), spread(records.evaluations, MOST)
     records = replace(records, metrics=metrics, evaluations=evaluations)
     left_out = f"{len(metrics):,} of {there:,} iterations are drawn, evenly." if len(metrics) < there else ""
     held = [*_held_out(records, alarms)]
     health = [one for one in (_histogram(metrics, alarms), _diversity(records, alarms)) if one]
     health += [
-        *_checks(records.reward, metrics, alarms),
+        *_checks(records.reward, checks, alarms),
         *_watched(metrics, alarms),
         *_updates(metrics, alarms),
         *_failed(metrics),
