@@ -35,9 +35,9 @@ class Alarms:
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
     window: int = 3  # iterations whose mean is compared with the first
-    parting: float | None = 0.1  # fall of a held-out reward on fixed pictures, the trained one up; in the base's SD
-    diversity: float | None = 0.6  # share of the base's diversity that is left
-    drift: float | None = 0.07  # mean squared distance to what the base predicts; noise has variance 1
+    parting: float | None = 0.15  # fall of a held-out reward on fixed pictures, the trained one up; in the base's SD
+    diversity: float | None = 0.63  # share of the base's diversity that is left
+    drift: float | None = 0.04  # mean squared distance to what the base predicts; noise has variance 1
     artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
     saturation: float | None = 0.05  # rise of the share of colours that are 0 or 1
     ratio: float | None = 0.9  # share of transitions outside the clip range
