@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
 ANY = "any"
 CHECKED, TRAINED = "checked", "checked_trained"  # of a row's watch: a check was made, and what the trained reward said
-SUSPICION = (
-    0.2  # fall of a held-out reward's mean, in the base's SD over pictures, that is looked into if its error is less
-)
+SUSPICION = 0.2  # fall of a held-out reward's mean, in the base's SD, that is looked into if its error is less
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +66,10 @@ class Weights:
             finally:
                 self._exchange(before)
 
-    @contextmanager
-    def dropping(self, number: int) -> Iterator[None]:
+    def dropping(self, number: int) -> AbstractContextManager[None]:
         """Inside, where a gradient is made by the current weights, parts of the adapter's input are left out, drawn
         from the number. Without `lora.dropout` nothing changes."""
-        if not self._dropping:
-            yield
-            return
-        with dropping(self._dropping, self.parameters()[0].device, number):
-            yield
+        return dropping(self._dropping, self.parameters()[0].device, number)
 
     @contextmanager
     def calling(self) -> Iterator[None]:
