@@ -25,6 +25,7 @@ from tastemaker.rewards.facts import FACTS
 from tastemaker.sweeping import Sweep
 from tastemaker.training.lines import read_lines
 from tastemaker.world import World
+from thinning import thinned
 
 RECIPES = sorted(config.recipes())
 LESSONS = {"lesson_clip", "lesson_decay", "lesson_lora", "lesson_prompts", "lesson_reinforce"}  # for sweeps
@@ -322,7 +323,7 @@ def test_one_device_has_the_published_numbers_of_a_policy_gradient_that_is_held(
     assert f"{said.updates} updates of {said.images // said.updates} images" in out
 
 
-@pytest.mark.parametrize("name", sorted(FROM_VALUES - {"shapes_ddpo_fast"}))
+@pytest.mark.parametrize("name", thinned(sorted(FROM_VALUES - {"shapes_ddpo_fast"}), every=2, first=1))
 def test_a_recipe_of_the_built_in_model_takes_a_step_from_values(name: str, tmp_path: Path) -> None:
     """Two updates of a group of four, or of four: the first ratio is 1, and then the base is left."""
     few = ("--algorithm.images", "8", "--algorithm.updates", "2", "--algorithm.steps", "4", "--iterations", "1")
@@ -348,7 +349,7 @@ def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_orac
     assert tree["algorithm"]["name"] == name.removeprefix("shapes_")
 
 
-@pytest.mark.parametrize("name", sorted(FROM_GRADIENTS))
+@pytest.mark.parametrize("name", thinned(sorted(FROM_GRADIENTS), every=4, first=1))
 def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tmp_path: Path) -> None:
     """One update of two pictures: the files of a run are there, and real files are judged beside the estimate."""
     few = ("--algorithm.images", "2", "--iterations", "1", "--evaluation.count", "2")
@@ -371,7 +372,7 @@ def test_a_recipe_of_the_built_in_model_learns_from_a_few_pictures(name: str, tm
         assert before["reward"][judge]["mean"] != after["reward"][judge]["mean"]
 
 
-@pytest.mark.parametrize("name", sorted(NOISED))
+@pytest.mark.parametrize("name", thinned(sorted(NOISED), every=4, first=1))
 def test_a_recipe_of_the_forward_process_learns_from_a_few_pictures(name: str, tmp_path: Path) -> None:
     """One update of four pictures, scored once each: the files of a run are there, and pictures change."""
     few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "2", "--device", "cpu")
@@ -384,7 +385,7 @@ def test_a_recipe_of_the_forward_process_learns_from_a_few_pictures(name: str, t
     assert before["reward"]["jpeg_compressibility"]["mean"] != after["reward"]["jpeg_compressibility"]["mean"]
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(FEW) - LESSONS - CLIMBS))
+@pytest.mark.parametrize("name", thinned(sorted(set(RECIPES) - set(FEW) - LESSONS - CLIMBS), every=4))
 def test_devices_and_rows_of_a_call_change_neither_pictures_nor_updates(name: str) -> None:
     """The authors' rule for a single small GPU, one row a call and as much more accumulation, is solved for."""
     one, tree, _ = dry_run(name, 1)
@@ -412,7 +413,7 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
     assert (plan.images, plan.updates, plan.effective_batch) == (8 * images, images // FEW[name], 8 * FEW[name])
 
 
-@pytest.mark.parametrize("name", sorted(LOOKING))
+@pytest.mark.parametrize("name", thinned(sorted(LOOKING), every=2))
 def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: str, tmp_path: Path) -> None:
     few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "1")  # k = 10 has all ten steps live
     more = ("--evaluation.images_per_prompt", "2", "--evaluation.steps", "2", "--device", "cpu")

@@ -18,6 +18,7 @@ from faults import kills
 from faults.kills import CASES, EVENTS, Place
 from tastemaker.algorithms import TABLE
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints, newest
+from thinning import slow_but
 from toy_runs import metrics, same
 from two_ranks import SOURCES
 
@@ -133,9 +134,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(
     check_equal(tmp_path, straight(name))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("name", slow_but(CASES, QUICK))
 def test_stopped_inside_an_iteration_and_then_killed_again_and_again(
     name: str, server: Server, straight: Any, tmp_path: Path
 ) -> None:

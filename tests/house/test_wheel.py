@@ -47,6 +47,7 @@ def test_the_wheel_is_the_package(wheel: Path) -> None:
     assert "tastemaker = tastemaker.cli:main" in scripts
 
 
+@pytest.mark.slow
 def test_installed_elsewhere_it_trains_the_built_in_model(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)

@@ -33,6 +33,7 @@ from tastemaker.policy.load import load as load_as_is
 from tastemaker.policy.load import quiet
 from tastemaker.subjects import of_model
 from test_memory import really_saved
+from thinning import slow_but
 
 GUIDANCE = {"dev": 3.5, "schnell": 1.0}
 KINDS = list(GUIDANCE)
@@ -166,13 +167,15 @@ def test_every_trainable_tensor_receives_a_gradient(
 # ---- runs: loaded, drawn, trained, saved, and read again by plain diffusers
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "lora"),
-    [(name, "dev", True) for name in family_runs.ALGORITHMS] + [("draft", "schnell", False)],
-)
+WHOLE = ("draft", "schnell", False)  # without an adapter
+RUNS = [*((name, "dev", True) for name in family_runs.ALGORITHMS), WHOLE]
+
+
+@pytest.mark.parametrize("case", slow_but(RUNS, {("diffusion_nft", "dev", True), WHOLE}))
 def test_a_run_learns_and_plain_diffusers_draws_the_same(
-    name: str, kind: str, lora: bool, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: tuple[str, str, bool], models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    name, kind, lora = case
     guidance = GUIDANCE[kind]
     asked: dict[str, Any] = {"guidance": guidance, "lora": LoRA() if lora else None, "noise": tm.FlowSDE()}
     run = family_runs.trained(models[kind], name, tmp_path / "r", **asked, resolution=16)

@@ -17,6 +17,7 @@ from policy.test_sdxl import layers
 from tastemaker.metering import text_weights
 from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
+from thinning import slow_but
 
 SMALLER = {
     "attention_head_dim": [1, 2, 4, 4],
@@ -61,10 +62,8 @@ def test_the_chain_is_the_pipelines(model: str, guidance: float, negative: str, 
     assert pipeline.text_encoder.config.hidden_act == "gelu" and pipeline.unet.config.use_linear_projection
 
 
-@pytest.mark.parametrize(
-    "name",  # the code is that of Stable Diffusion 1.x, whose runs are elsewhere
-    [pytest.param(name, marks=() if name == "draft" else pytest.mark.slow) for name in family_runs.ALGORITHMS],
-)
+# The code is that of Stable Diffusion 1.x, whose runs are elsewhere.
+@pytest.mark.parametrize("name", slow_but(family_runs.ALGORITHMS, {"draft"}))
 def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path, name: str) -> None:
     family_runs.diffusers_draws_what_was_learned(model, name, tmp_path / "run", plain(model))
 

@@ -31,6 +31,7 @@ from tastemaker.process.samplers import DDIM
 from tastemaker.process.schedule import from_sigmas
 from tastemaker.subjects import adapter_of
 from test_memory import really_saved
+from thinning import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_models_of_3_5(size: str, real: dict[str, Any], newer: dict[str, str], t
     assert (ours(policy, x, 3, 3.0) - theirs(pipeline, x, 3, 3.0)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", family_runs.ALGORITHMS)
+@pytest.mark.parametrize("name", slow_but(family_runs.ALGORITHMS, {"flow_grpo", "diffusion_nft"}))
 def test_every_kind_of_algorithm_trains_3_5(name: str, newer: dict[str, str], tmp_path: Path) -> None:
     asked: dict[str, Any] = {"guidance": 2.0, "lora": LoRA(), "noise": tm.FlowSDE()}
     run = family_runs.trained(newer["medium"], name, tmp_path / "r", **asked, resolution=16)

@@ -25,6 +25,7 @@ from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load, quiet
 from tastemaker.process.samplers import DDIM
 from test_memory import really_saved
+from thinning import slow_but
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -232,7 +233,7 @@ def test_full_tuning_is_saved_whole_and_read_again(model: str, tmp_path: Path) -
 # ---- runs
 
 
-@pytest.mark.parametrize("name", family_runs.ALGORITHMS)
+@pytest.mark.parametrize("name", slow_but(family_runs.ALGORITHMS, {"ddpo", "draft"}))
 def test_a_run_learns_and_its_pictures_are_diffusers(model: str, tmp_path: Path, name: str) -> None:
     family_runs.diffusers_draws_what_was_learned(model, name, tmp_path / "run", by_ddim(plain(model)))
 

@@ -208,6 +208,7 @@ def trained(folder: Path, steps: int) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_to_the_same_bits_and_is_exported(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", 2)
     trained(tmp_path / "stopped", 1)

@@ -1,6 +1,6 @@
 """A run that is asked to stop, anywhere, and is then resumed, is the run that was never stopped: the same bits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from tastemaker.prompts.prompts import Prompts
 from tastemaker.training.checkpoint import Checkpoint, Checkpoints
 from tastemaker.training.trainer import Training
 from tastemaker.world import World
+from thinning import thinned
 from toy_runs import metrics, run_of, same
 from trajectories.ranks import Case, Halting
 
@@ -173,13 +174,8 @@ def check_equal(one: Path, other: Path, *without: str) -> None:
     assert metrics(one, *without) == metrics(other, *without)
 
 
-def places() -> Iterator[Any]:
-    """A third of them for each change; all algorithms are killed, too (tests/faults/test_kills.py)."""
-    for k, name in enumerate(PLACES):
-        yield pytest.param(name, marks=() if k % 3 == 1 else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", list(places()))
+# All algorithms are killed, too (tests/faults/test_kills.py).
+@pytest.mark.parametrize("name", thinned(PLACES, every=3, first=1))
 def test_a_stopped_run_goes_on_to_the_same_bits(name: str, straight: dict[Case, Path], tmp_path: Path) -> None:
     case, kind, number, checkpoint = PLACES[name]
     assert not halting(case, tmp_path, kind, number).train()
