@@ -4,8 +4,9 @@
 
 Each pair is an iteration with the watch and the one after it without; the order turns around from pair to pair. What
 strips and checks take is evaluation and stands apart: it is measured in the same iterations and taken out. Judged by
-the median over pairs of (with - strips and checks) / without, and beside it by what the watch itself took, which is the
-steadier.
+what the watch and the best checkpoints took, by a clock around each, of the rest of their iteration; and beside it by
+the median over pairs of (with - strips and checks) / without, which sees what no clock is around, but scatters as
+iterations do.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Turns:
         self.marks: list[float] = []
         self.with_watch: list[bool] = []
         self.extra: dict[int, float] = {}  # by iteration: strips and checks
+        self.kept: dict[int, float] = {}  # and the best checkpoints, which wait, are judged and written
 
     def between(self, index: int) -> None:
         self.marks.append(time.perf_counter())
@@ -56,10 +58,12 @@ class Turns:
         )
         check = Check(fixed, run.reward.reward, held_out)
         watch = Watch(alarms, run.algorithm.training_sampler, held_out, strips, check)
-        watch._strips = partial(self._timed, watch._strips)  # type: ignore[method-assign]
-        watch.check = partial(self._timed, watch.check)  # type: ignore[method-assign]
+        watch._strips = partial(self._timed, self.extra, watch._strips)  # type: ignore[method-assign]
+        watch.check = partial(self._timed, self.extra, watch.check)  # type: ignore[method-assign]
         watching = Watching(folder, watch, partial(Rules, alarms, ["shapes_judge"]))
         best, tell = Best(folder, run.world, Merit("held_out.shapes_judge")), run.record.tell
+        best.offer = partial(self._timed, self.kept, best.offer)  # type: ignore[method-assign]
+        best.settle = partial(self._timed, self.kept, best.settle)  # type: ignore[method-assign]
 
         def switch(index: int) -> None:
             on = index % 4 in (0, 1)
@@ -74,10 +78,10 @@ class Turns:
         run.record.tell = told  # type: ignore[method-assign]
         switch(0)
 
-    def _timed(self, drawn: Any, it: Any, *more: Any) -> Any:
-        began, k = time.perf_counter(), int(it.key.iteration)
-        found = drawn(it, *more)
-        self.extra[k] = self.extra.get(k, 0.0) + time.perf_counter() - began
+    def _timed(self, into: dict[int, float], what: Any, *asked: Any) -> Any:
+        began, k = time.perf_counter(), len(self.with_watch) - 1
+        found = what(*asked)
+        into[k] = into.get(k, 0.0) + time.perf_counter() - began
         return found
 
 
@@ -99,7 +103,8 @@ def main() -> None:
     pairs = [(k, k + 1) if turns.with_watch[k] else (k + 1, k) for k in range(1, len(lasted) - 1, 2)]  # 0 fills caches
     bare = [seconds - turns.extra.get(k, 0.0) for k, seconds in enumerate(own)]
     ratios = [(lasted[w] - own[w] + bare[w]) / lasted[o] for w, o in pairs]
-    share = statistics.median(bare[w] / (lasted[w] - own[w]) for w, _ in pairs)
+    kept = [turns.kept.get(k, 0.0) for k in range(len(own))]
+    share = sum(bare[w] + kept[w] for w, _ in pairs) / sum(lasted[w] - own[w] - kept[w] for w, _ in pairs)
     found = {
         "benchmark": "watch",
         **DEMO,
@@ -107,10 +112,11 @@ def main() -> None:
         "ratio": statistics.median(ratios),
         "share": share,
         "strips_and_checks_seconds": [round(seconds, 3) for seconds in turns.extra.values()],
+        "best_checkpoints_seconds": [round(kept[w], 3) for w, _ in pairs],
         "seconds": [[round(lasted[w], 3), round(own[w], 3), round(lasted[o], 3)] for w, o in pairs],
         "machine": machine(),
     }
-    print(f"median ratio {found['ratio']:.3f}, the watch's own share {share:.3%} (goal: at most 3 %)")
+    print(f"share by the clocks {share:.3%} (goal: at most 3 %), median ratio of pairs {found['ratio']:.3f}")
     print(write_result("watch", found))
 
 

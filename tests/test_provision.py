@@ -16,7 +16,7 @@ from tastemaker import config, fitting, planning, preparation, provision, subjec
 from tastemaker.build import attribute
 from tastemaker.memory import size
 from tastemaker.policy.downloads import Download
-from tastemaker.policy.facts import TWO_ROWS
+from tastemaker.policy.families import TWO_ROWS
 from tastemaker.policy.load import Files
 from tastemaker.policy.presets import FILE, preset
 from tastemaker.sweeping import Sweep

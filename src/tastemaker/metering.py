@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tastemaker.build import attribute
 from tastemaker.dropping import dropping
 from tastemaker.policy.adapter import LoRA, droppers
+from tastemaker.policy.families import NETWORKS
 from tastemaker.policy.load import half, quiet
 from tastemaker.policy.switches import tile
 from tastemaker.policy.weights import Weights
@@ -169,8 +171,8 @@ def network(config: str, lora: LoRA | None, precision: str) -> nn.Module:
     import diffusers
 
     values = json.loads(config)
-    if (kind := values.get("_class_name")) not in CALLS:
-        raise ValueError(f"what a {kind} needs of memory is not known, only that of a {' or a '.join(CALLS)}.")
+    if (kind := values.get("_class_name")) not in NETWORKS:
+        raise ValueError(f"what a {kind} needs of memory is not known, only that of a {' or a '.join(NETWORKS)}.")
     frozen = half(precision) if lora else None
     with torch.device("meta"), quiet():
         made: nn.Module = getattr(diffusers, kind).from_config(values)
@@ -218,55 +220,9 @@ def denoising(
     """tokens: of a text, as the network reads it."""
     denoiser: Any = network(config, lora, precision)
     (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
-    call = CALLS[json.loads(config)["_class_name"]](denoiser, shape, tokens)
+    call = attribute(NETWORKS[json.loads(config)["_class_name"]].example)(denoiser, shape, tokens)
     with dropping(droppers(denoiser) if grad else (), torch.device("meta"), 0):
         return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
-
-
-Call = Callable[[], tuple[Tensor, ...]]
-
-
-def _crossing(unet: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
-    """A UNet that looks at the text by cross-attention, and may be told a summary of it and the picture's size."""
-    rows, config = shape[0], unet.config
-    with torch.device("meta"):
-        x, t = torch.empty(shape), torch.zeros(rows)
-        text = torch.empty(rows, tokens, config.cross_attention_dim)
-        added: dict[str, Tensor] | None = None
-        if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            added = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.zeros(rows, 6)}
-    return lambda: unet(x, t, text, added_cond_kwargs=added, return_dict=False)
-
-
-def _joint(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
-    """A transformer over text and picture together, with a summary of the text beside them."""
-    with torch.device("meta"):
-        x, t = torch.empty(shape), torch.zeros(shape[0])
-        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim)
-        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim)
-    return lambda: transformer(x, text, pooled, t, return_dict=False)
-
-
-def _patches(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
-    """The same over patches of 2x2 latents with their places, and perhaps with a number for guidance."""
-    rows, _, height, width = shape
-    config, patches = transformer.config, height * width // 4
-    with torch.device("meta"):
-        x, t = torch.empty(rows, patches, config.in_channels), torch.zeros(rows)
-        text, pooled = (
-            torch.empty(rows, tokens, config.joint_attention_dim),
-            torch.empty(rows, config.pooled_projection_dim),
-        )
-        places = torch.zeros(patches, 3), torch.zeros(tokens, 3)
-    return lambda: transformer(x, text, pooled, t, *places, t if config.guidance_embeds else None, return_dict=False)
-
-
-CALLS: dict[str, Callable[[Any, tuple[int, int, int, int], int], Call]] = {
-    "UNet2DConditionModel": _crossing,
-    "SD3Transformer2DModel": _joint,
-    "FluxTransformer2DModel": _patches,
-}
 
 
 @lru_cache(maxsize=64)

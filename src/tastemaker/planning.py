@@ -16,7 +16,7 @@ from tastemaker.algorithms.algorithm import Algorithm
 from tastemaker.config import Resolved
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.plan import Plan
-from tastemaker.policy.facts import Guiding
+from tastemaker.policy.families import Guiding
 from tastemaker.process.samplers import DDIM, Sampler
 from tastemaker.process.schedule import Schedule
 from tastemaker.prompts.prompts import PromptSource

@@ -14,7 +14,8 @@ from tastemaker import config, devices, fitting, folder, keeping, planning, prov
 from tastemaker.evaluation.diversity import Metric, metric_for
 from tastemaker.evaluation.evaluate import Trial, draw_pictures
 from tastemaker.plan import Plan
-from tastemaker.policy.facts import Guiding, guiding_of
+from tastemaker.policy.facts import guiding_of
+from tastemaker.policy.families import Guiding
 from tastemaker.policy.load import BUILT_IN, load
 from tastemaker.policy.load import folder as model_folder
 from tastemaker.policy.policy import Exportable

@@ -18,8 +18,9 @@ from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
 from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.facts import guiding_of
+from tastemaker.policy.families import FAMILIES
 from tastemaker.policy.hub import INDEX
-from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
+from tastemaker.policy.load import BUILT_IN, load, quiet
 from tastemaker.policy.lora_file import DIFFUSERS, read
 from tastemaker.policy.policy import Exportable, Policy
 

@@ -16,6 +16,7 @@ from house.syntax import (
     unsafe,
     yields_under_with,
 )
+from tastemaker.policy.families import NETWORKS
 
 # Generators whose caller trains: a context that stays entered would be the caller's.
 GENERATORS = ("algorithms", "iteration", "rollout", "training", "world")
@@ -45,11 +46,20 @@ def test_autocast_is_entered_in_predict_alone() -> None:
 
 
 def test_a_familys_name_stands_in_policy_alone() -> None:
-    families = table_names(table("policy.load", "FAMILIES"))
+    families = table_names(table("policy.families", "FAMILIES"))
     assert "StableDiffusionPipeline" in families
     # shapes makes a pipeline of a family; nothing of training passes through it.
     others = [one for one in sources() if one.top not in ("policy", "shapes", "compat") and not is_package(one)]
     assert [wrong for one in others for wrong in named(one, families)] == []
+
+
+def test_a_pipelines_and_a_networks_name_stand_in_one_module_and_the_table_alone() -> None:
+    """So a family is added with its module and lines of the table."""
+    homes = {name: {entry.partition(":")[0]} for name, entry in table("policy.families", "FAMILIES").items()}
+    homes |= {name: {one.example.partition(":")[0]} for name, one in NETWORKS.items()}
+    inside = [one for one in sources() if one.top == "policy" and one.name != "policy.families"]
+    for name, home in homes.items():
+        assert {f"tastemaker.{one.name}" for one in inside if named(one, {name})} <= home, name
 
 
 def test_an_algorithms_name_stands_in_algorithms_alone() -> None:

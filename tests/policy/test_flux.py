@@ -27,7 +27,8 @@ from tastemaker.budget import fit
 from tastemaker.exports.diffusers import LORA, PIPELINE, save
 from tastemaker.memory import Setup, estimate
 from tastemaker.policy.adapter import LoRA
-from tastemaker.policy.facts import NONE, TOLD, TWO_ROWS, guiding_of
+from tastemaker.policy.facts import guiding_of
+from tastemaker.policy.families import NONE, TOLD, TWO_ROWS
 from tastemaker.policy.flux import _packed, _unpacked
 from tastemaker.policy.load import load as load_as_is
 from tastemaker.policy.load import quiet

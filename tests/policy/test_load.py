@@ -11,7 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import tiny
 from tastemaker.policy.adapter import LoRA
-from tastemaker.policy.load import BUILT_IN, FAMILIES, HALVES, configs, find, folder, half, load
+from tastemaker.policy.families import FAMILIES
+from tastemaker.policy.load import BUILT_IN, HALVES, configs, find, folder, half, load
 
 
 def test_loading_and_drawing_are_silent(model, capfd):

@@ -7,7 +7,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from tastemaker.policy.padding import PADDING, WeighedPadding
+from tastemaker.policy.families import PADDING
+from tastemaker.policy.padding import WeighedPadding
 
 
 def transformer(**settings: object) -> SD3Transformer2DModel:

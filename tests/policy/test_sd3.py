@@ -25,8 +25,8 @@ from tastemaker.exports.diffusers import LORA, save
 from tastemaker.memory import Setup, estimate
 from tastemaker.policy import pipelines, single_file
 from tastemaker.policy.adapter import LoRA
+from tastemaker.policy.families import PADDING
 from tastemaker.policy.load import find, load, quiet
-from tastemaker.policy.padding import PADDING
 from tastemaker.process.samplers import DDIM
 from tastemaker.process.schedule import from_sigmas
 from tastemaker.subjects import adapter_of

@@ -16,8 +16,9 @@ from tastemaker.evaluation.statistics import FEW
 from tastemaker.exports.finished import Finished
 from tastemaker.folder import write_text
 from tastemaker.planning import leaves
+from tastemaker.policy.families import FAMILIES
 from tastemaker.policy.hub import INDEX, MOVED
-from tastemaker.policy.load import BUILT_IN, FAMILIES, find
+from tastemaker.policy.load import BUILT_IN, find
 from tastemaker.policy.single_file import SUFFIX
 from tastemaker.reports import citation, secrets
 from tastemaker.rewards import TABLE as REWARDS

@@ -8,7 +8,7 @@ Latents are [16,h,w] here as everywhere; the network alone reads and gives patch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -112,3 +112,14 @@ def _unpacked(patches: Tensor, like: Tensor) -> Tensor:
     _, channels, height, width = like.shape
     x = patches.unflatten(1, (height // PATCH, width // PATCH)).unflatten(3, (channels, PATCH, PATCH))
     return x.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
+
+
+def example(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of it on the meta device, with texts of so many tokens."""
+    rows, config = shape[0], transformer.config
+    with torch.device("meta"):
+        x, t = _packed(torch.empty(shape)), torch.zeros(rows)
+        text = torch.empty(rows, tokens, config.joint_attention_dim)
+        pooled = torch.empty(rows, config.pooled_projection_dim)
+        places = torch.zeros(x.shape[1], 3), torch.zeros(tokens, 3)
+    return lambda: transformer(x, text, pooled, t, *places, t if config.guidance_embeds else None, return_dict=False)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tastemaker.policy import single_file
+from tastemaker.policy.families import FAMILIES
 from tastemaker.policy.hub import INDEX, fetch, present_id, reason, refusals, silence
 from tastemaker.policy.single_file import SingleFile
 
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
     from tastemaker.policy.adapter import LoRA
     from tastemaker.policy.policy import Exportable
     from tastemaker.policy.sharding import Together
-
-FAMILIES = {
-    "StableDiffusionPipeline": "tastemaker.policy.sd:StableDiffusion",
-    "StableDiffusionXLPipeline": "tastemaker.policy.sdxl:StableDiffusionXL",
-    "StableDiffusion3Pipeline": "tastemaker.policy.sd3:StableDiffusion3",
-    "FluxPipeline": "tastemaker.policy.flux:Flux",
-}
-"""By `_class_name` of the folder's model_index.json."""
 
 BUILT_IN = {"shapes": "tastemaker.shapes.assets:folder", "shapes-flow": "tastemaker.shapes.assets:flow"}
 """Models that come with the package: name -> function that gives their folder."""

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from tastemaker.policy.attention import attend, projected
 
-PADDING = 256  # tokens of zeros: the default `max_sequence_length` of diffusers' pipeline
-
 
 class WeighedPadding(JointAttnProcessor2_0):  # type: ignore[misc]
     """diffusers' joint attention, with the last token of the context counted `padding` times.

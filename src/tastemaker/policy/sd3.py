@@ -6,16 +6,19 @@ x = (1 - sigma) x0 + sigma eps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from tastemaker.policy import flow, switches
 from tastemaker.policy.conditioning import Encoded
+from tastemaker.policy.families import PADDING
 from tastemaker.policy.latent import LatentPolicy
 from tastemaker.policy.load import Request
-from tastemaker.policy.padding import PADDING, WeighedPadding
+from tastemaker.policy.padding import WeighedPadding
 from tastemaker.policy.sizes import sized
 from tastemaker.process.prediction import from_velocity
 from tastemaker.process.schedule import Schedule
@@ -78,3 +81,12 @@ class StableDiffusion3(LatentPolicy):
         if self._pipeline.text_encoder_3 is not None:
             return self._pipeline.tokenizer_3, PADDING
         return self._pipeline.tokenizer, self._pipeline.tokenizer_max_length
+
+
+def example(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of it on the meta device, with texts of so many tokens."""
+    with torch.device("meta"):
+        x, t = torch.empty(shape), torch.zeros(shape[0])
+        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim)
+        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim)
+    return lambda: transformer(x, text, pooled, t, return_dict=False)

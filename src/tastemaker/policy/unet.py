@@ -5,9 +5,12 @@ v is that of Salimans & Ho 2022, arXiv:2202.00512.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler
+from torch import Tensor
 
 from tastemaker.policy.latent import LatentPolicy
 from tastemaker.policy.load import Request, quiet
@@ -66,3 +69,16 @@ def _scheduler(model: str, own: Any) -> DDIMScheduler:
             "rescale_betas_zero_snr to false in its scheduler_config.json."
         )
     return scheduler
+
+
+def example(unet: Any, shape: tuple[int, int, int, int], tokens: int) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of it on the meta device, with texts of so many tokens, perhaps their summary and the picture's size."""
+    rows, config = shape[0], unet.config
+    with torch.device("meta"):
+        x, t = torch.empty(shape), torch.zeros(rows)
+        text = torch.empty(rows, tokens, config.cross_attention_dim)
+        added: dict[str, Tensor] | None = None
+        if config.addition_embed_type == "text_time":
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            added = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.zeros(rows, 6)}
+    return lambda: unet(x, t, text, added_cond_kwargs=added, return_dict=False)

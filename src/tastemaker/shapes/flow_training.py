@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tastemaker.policy.padding import PADDING, WeighedPadding
+from tastemaker.policy.families import PADDING
+from tastemaker.policy.padding import WeighedPadding
 from tastemaker.shapes import assets, flow, material, models
 from tastemaker.shapes.descent import Fit, averages
 
