@@ -17,6 +17,7 @@ from tastemaker.evaluation.mixing import Adapter, Member, is_dora, layers, mixed
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
 from tastemaker.policy.adapter import LoRA
+from tastemaker.policy.encoders import PARTS, TARGETS, is_encoders, tunes_encoders
 from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
@@ -200,11 +201,16 @@ def lora_of(found: Any) -> LoRA:
         raise ValueError("--lora.KEY has no effect without a file: give --lora FILE too.")
     settings["file"] = settings.pop("name")
     lora = cast(LoRA, build(LoRA, settings, Where("--lora", "lora")))
-    return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter_of(str(lora.file))[1], lora)
+    adapter = adapter_of(str(lora.file))[1]
+    if "text_encoders" not in settings:
+        lora = replace(lora, text_encoders=tunes_encoders(adapter))
+    return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter, lora)
 
 
 def adapter_of(file: str) -> tuple[str, Adapter]:
     """The component of its family that a LoRA tunes ("unet"), and its tensors, whichever family knows its names.
+
+    Those of text encoders too.
 
     Errors: ValueError where no family does.
     """
@@ -213,7 +219,7 @@ def adapter_of(file: str) -> tuple[str, Adapter]:
         with quiet():  # importing diffusers' pipelines gives advice
             component, kind = attribute(f"{entry.partition(':')[0]}:COMPONENT"), attribute(f"diffusers:{pipeline}")
         try:
-            return component, read(file, kind, component)
+            return component, read(file, kind, component, PARTS)
         except ValueError as error:
             wrong.append(error)
     raise wrong[0]
@@ -222,9 +228,12 @@ def adapter_of(file: str) -> tuple[str, Adapter]:
 def _fitting(adapter: Adapter, lora: LoRA) -> LoRA:
     """The same with the adapter's rank and kind, and its layers where the usual ones are not all of them."""
     names = tuple(layer for layer, _, _ in layers(adapter))
-    usual = all(name.endswith(tuple(f".{target}" for target in lora.targets)) for name in names)
-    dora = lora.dora or is_dora(adapter)
-    return replace(lora, rank=rank_of(adapter), dora=dora, targets=lora.targets if usual else names)
+    ends = tuple(f".{target}" for target in lora.targets)
+    own = tuple(name for name in names if not is_encoders(name))
+    more = tuple(name for name in names if is_encoders(name) and not name.endswith(TARGETS))
+    targets = (*(lora.targets if all(name.endswith(ends) for name in own) else own), *more)
+    dora, texts = lora.dora or is_dora(adapter), lora.text_encoders or tunes_encoders(names)
+    return replace(lora, rank=rank_of(adapter), dora=dora, targets=targets, text_encoders=texts)
 
 
 def policy_of(subject: Subject, flags: Mapping[str, Any]) -> Policy:

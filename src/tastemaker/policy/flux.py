@@ -97,6 +97,12 @@ class Flux(LatentPolicy):
         context, pooled, _ = self._pipeline.encode_prompt(text, text, self.device, max_sequence_length=self._tokens)
         return {"text": context, "pooled": pooled}
 
+    def _encode_live(self, text: str) -> Encoded:
+        return {"pooled": self._pipeline._get_clip_prompt_embeds(text, 1, self.device)}
+
+    def _encode_fixed(self, text: str) -> Encoded:
+        return {"text": self._pipeline._get_t5_prompt_embeds(text, 1, self._tokens, self.device)}
+
     def _longest(self) -> tuple[Any, int]:
         return self._pipeline.tokenizer_2, self._tokens
 

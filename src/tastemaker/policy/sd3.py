@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
+from torch.nn import functional
 
 from tastemaker.policy import flow, switches
 from tastemaker.policy.conditioning import Encoded
@@ -31,6 +33,7 @@ class StableDiffusion3(LatentPolicy):
 
     reads = ("text", "pooled")
     needs = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    trainable = ("text_encoder", "text_encoder_2")
 
     def __init__(self, request: Request) -> None:
         super().__init__(request, StableDiffusion3Pipeline, COMPONENT)
@@ -73,6 +76,27 @@ class StableDiffusion3(LatentPolicy):
             text, text, text, self.device, do_classifier_free_guidance=False, max_sequence_length=length
         )
         return {"text": context, "pooled": pooled}
+
+    def _encode_live(self, text: str) -> Encoded:
+        """Where there is a T5, text [1,L,D'] is of both CLIPs alone."""
+        if self._pipeline.text_encoder_3 is None:
+            return self._encode_text(text)
+        both = [self._pipeline._get_clip_prompt_embeds(text, 1, self.device, clip_model_index=k) for k in (0, 1)]
+        text_rows, pooled = (torch.cat(column, -1) for column in zip(*both, strict=True))
+        return {"text": text_rows, "pooled": pooled}
+
+    def _encode_fixed(self, text: str) -> Encoded:
+        """T5's tokens."""
+        if self._pipeline.text_encoder_3 is None:
+            return {}
+        return {"t5": self._pipeline._get_t5_prompt_embeds(text, 1, PADDING, self.device)}
+
+    def _joined(self, live: Encoded, fixed: Encoded) -> Encoded:
+        if not fixed:
+            return live
+        tokens = fixed["t5"]
+        wide = functional.pad(live["text"], (0, tokens.shape[-1] - live["text"].shape[-1]))
+        return {"text": torch.cat([wide, tokens], 1), "pooled": live["pooled"]}
 
     def _longest(self) -> tuple[Any, int]:
         if self._pipeline.text_encoder_3 is not None:
