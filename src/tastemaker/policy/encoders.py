@@ -58,7 +58,8 @@ class Encoder(NamedTuple):
     def _idle(self, name: str) -> bool:
         """Whether it belongs to a layer without influence."""
         _, found, rest = name.partition("encoder.layers.")
-        return bool(found) and int(rest.partition(".")[0]) >= self.network.config.num_hidden_layers - self.unread
+        last = self.network.config.num_hidden_layers
+        return bool(found) and int(rest.partition(".")[0]) in range(last - self.unread, last)
 
 
 def check(model: str, part: str, network: Any) -> None:
