@@ -215,10 +215,11 @@ def denoising(
     grad: bool,
     kernel: str,
 ) -> Cost:
-    """tokens: of a text, as the network reads it."""
+    """tokens: of a text, as the network reads it; where `lora.text_encoders` trains what read it, it has a gradient."""
     denoiser: Any = network(config, lora, precision)
     (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
-    call = CALLS[json.loads(config)["_class_name"]](denoiser, shape, tokens)
+    live = grad and lora is not None and lora.text_encoders
+    call = CALLS[json.loads(config)["_class_name"]](denoiser, shape, tokens, live)
     with dropping(droppers(denoiser) if grad else (), torch.device("meta"), 0):
         return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
 
@@ -226,29 +227,30 @@ def denoising(
 Call = Callable[[], tuple[Tensor, ...]]
 
 
-def _crossing(unet: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
+def _crossing(unet: Any, shape: tuple[int, int, int, int], tokens: int, live: bool) -> Call:
     """A UNet that looks at the text by cross-attention, and may be told a summary of it and the picture's size."""
     rows, config = shape[0], unet.config
     with torch.device("meta"):
         x, t = torch.empty(shape), torch.zeros(rows)
-        text = torch.empty(rows, tokens, config.cross_attention_dim)
+        text = torch.empty(rows, tokens, config.cross_attention_dim, requires_grad=live)
         added: dict[str, Tensor] | None = None
         if config.addition_embed_type == "text_time":
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            added = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.zeros(rows, 6)}
+            summary = torch.empty(rows, pooled, requires_grad=live)
+            added = {"text_embeds": summary, "time_ids": torch.zeros(rows, 6)}
     return lambda: unet(x, t, text, added_cond_kwargs=added, return_dict=False)
 
 
-def _joint(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
+def _joint(transformer: Any, shape: tuple[int, int, int, int], tokens: int, live: bool) -> Call:
     """A transformer over text and picture together, with a summary of the text beside them."""
     with torch.device("meta"):
         x, t = torch.empty(shape), torch.zeros(shape[0])
-        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim)
-        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim)
+        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim, requires_grad=live)
+        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim, requires_grad=live)
     return lambda: transformer(x, text, pooled, t, return_dict=False)
 
 
-def _patches(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Call:
+def _patches(transformer: Any, shape: tuple[int, int, int, int], tokens: int, live: bool) -> Call:
     """The same over patches of 2x2 latents with their places, and perhaps with a number for guidance."""
     rows, _, height, width = shape
     config, patches = transformer.config, height * width // 4
@@ -256,13 +258,13 @@ def _patches(transformer: Any, shape: tuple[int, int, int, int], tokens: int) ->
         x, t = torch.empty(rows, patches, config.in_channels), torch.zeros(rows)
         text, pooled = (
             torch.empty(rows, tokens, config.joint_attention_dim),
-            torch.empty(rows, config.pooled_projection_dim),
+            torch.empty(rows, config.pooled_projection_dim, requires_grad=live),  # T5's tokens are never trained
         )
         places = torch.zeros(patches, 3), torch.zeros(tokens, 3)
     return lambda: transformer(x, text, pooled, t, *places, t if config.guidance_embeds else None, return_dict=False)
 
 
-CALLS: dict[str, Callable[[Any, tuple[int, int, int, int], int], Call]] = {
+CALLS: dict[str, Callable[[Any, tuple[int, int, int, int], int, bool], Call]] = {
     "UNet2DConditionModel": _crossing,
     "SD3Transformer2DModel": _joint,
     "FluxTransformer2DModel": _patches,

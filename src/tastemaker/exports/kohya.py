@@ -1,4 +1,4 @@
-"""LoRA files of models with a UNet in the spelling of kohya's sd-scripts, which ComfyUI, A1111, Forge and diffusers read too.
+"""LoRA files in the spelling of kohya's sd-scripts, which ComfyUI, A1111, Forge and diffusers read too.
 
 `lora_unet_<layer>` with `_` for every dot, then `.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`, which is
 the rank: the factor is inside B. kohya trains Stable Diffusion 1 and 2 on diffusers' UNet, whose names these are, and
