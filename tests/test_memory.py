@@ -21,7 +21,7 @@ from tastemaker import memory
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.budget import _largest, fit
 from tastemaker.memory import Setup, estimate
-from tastemaker.metering import Cost, decoding, measure, network, text_weights
+from tastemaker.metering import Cost, decoding, denoising, measure, network, text_weights
 from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
 from tastemaker.text_metering import Readers, readers, trained
@@ -352,29 +352,37 @@ def really_left(networks: list[nn.Module], call: Any) -> int:
     return sum({one.data_ptr(): one.nbytes() for one in left if one.data_ptr() not in own}.values())
 
 
-def test_encoders_that_are_trained_stay_and_keep_what_was_estimated(small: Path, tmp_path: Path) -> None:
-    """Of two encoders too, the first of which is read before its last layer."""
+def test_encoders_that_are_trained_stay_and_keep_what_was_estimated(small: Path) -> None:
     lora = LoRA(rank=2, text_encoders=True)
-    for folder in (small, tiny_xl.save(tmp_path)):
-        policy: Any = load(str(folder), lora=lora)
-        guess = estimate(Setup(folder, lora, micro_batch=3), cuda=False, otherwise=False)
-        networks = [encoder.network for encoder in policy._trained]
-        frozen = sum(p.nbytes for one in networks for p in one.parameters() if not p.requires_grad)
-        assert (guess.of("encoders trained"), guess.of("text encoder")) == (frozen, 0)
-        assert guess.of("trained weights") == sum(p.nbytes for p in policy.parameters())
-        real = really_left(networks, partial(policy._read, ["a", "b", "c", "d"]))
-        assert guess.of("texts' activations") == pytest.approx(real, rel=0.06)  # a GPU's kernel pads 16 tokens to 32
-        with torch.no_grad():
-            read = policy._table(policy.encode(["a", "b", "c"], "d"), True)
-        texts = [torch.cat([read.negative_rows(n), read.positive_rows(n)]).requires_grad_() for n in policy.reads]
-        x = torch.randn(6, *policy.latent_shape)
-        real = really_saved(policy._denoiser, partial(policy._call, x, torch.zeros(6), *texts))
-        assert guess.of("saved activations") == pytest.approx(real, rel=0.05)
-    again = Setup(small, lora, micro_batch=3, gradient_checkpointing=True)
-    assert estimate(again, cuda=False).of("texts' activations") == 0
-    setup = Setup(small, lora, sampling_batch=1)
+    policy: Any = load(str(small), lora=lora)
+    setup = Setup(small, lora, micro_batch=3, sampling_batch=1)
+    guess, encoder = estimate(setup, cuda=False), policy._pipeline.text_encoder
+    frozen = sum(p.nbytes for p in encoder.parameters() if not p.requires_grad)
+    assert (guess.of("encoders trained"), guess.of("text encoder")) == (frozen, 0)
+    assert guess.of("trained weights") == sum(p.nbytes for p in policy.parameters())
+    real = really_left([encoder], partial(policy._read, ["a", "b", "c", "d"]))
+    assert guess.of("texts' activations") == pytest.approx(real, rel=0.03)
+    checked = estimate(replace(setup, gradient_checkpointing=True), cuda=False)
+    assert checked.of("texts' activations") == 0
     room = estimate(replace(setup, micro_batch=4), cuda=False).needed
-    assert fit(room, setup, most=9, cuda=False).setup.micro_batch == 4
+    assert fit(room, replace(setup, micro_batch=1), most=9, cuda=False).setup.micro_batch == 4
+
+
+def test_of_two_encoders_the_first_is_read_before_its_last_layer(tmp_path: Path) -> None:
+    """And the UNet is given summaries with a gradient."""
+    lora, folder = LoRA(rank=2, text_encoders=True), tiny_xl.save(tmp_path)
+    policy: Any = load(str(folder), lora=lora)
+    model = {part: (folder / part / "config.json").read_text() for part in ("unet", "text_encoder", "text_encoder_2")}
+    real = really_left([one.network for one in policy._trained], partial(policy._read, ["a", "b"]))
+    found = readers(model, lora, "no", "efficient")
+    assert 2 * found.saved == pytest.approx(real, rel=0.06)  # a GPU's kernel pads 16 tokens to 32
+    assert sum(found.trained) == sum(p.numel() for n, p in policy.named_parameters().items() if n.startswith("text"))
+    table = policy._table(policy.encode(["a", "b"]), False)
+    texts = [table.positive_rows(name).detach().requires_grad_() for name in policy.reads]
+    x = torch.randn(2, *policy.latent_shape)
+    real = really_saved(policy._denoiser, partial(policy._call, x, torch.zeros(2), *texts))
+    guess = denoising(model["unet"], lora, "no", tuple(x.shape), tiny.TOKENS, False, True, "efficient").saved
+    assert guess == pytest.approx(real, rel=0.06)
 
 
 @pytest.mark.parametrize(

@@ -25,18 +25,19 @@ from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import quiet
 from tastemaker.policy.lora_file import named_for_file
 from tastemaker.process.samplers import DDIM
-from tastemaker.subjects import Member, Part, _fitting, adapter_of, lora_of, mixed, of_flags, policy_of
+from tastemaker.subjects import Part, adapter_of, lora_of, of_flags, policy_of
 
-LEARNS = {"sd": "draft", "sdxl": "ddpo", "sd3": "flow_grpo", "sd3-t5": "diffusion_nft", "flux": "draft"}
-ATTENTION = "text_model.encoder.layers.0.self_attn"
+LEARNS = {"sdxl": "ddpo", "sd3": "flow_grpo", "sd3-t5": "diffusion_nft", "flux": "draft"}
 
 
 @pytest.mark.parametrize("family", LEARNS)
 def test_a_run_learns_and_its_file_draws_what_it_learned(family: str, tmp_path: Path) -> None:
     model = str(MADE[family](tmp_path / "model"))
-    steps: Any = DDIM(1.0) if family in ("sd", "sdxl") else tm.FlowSDE()
-    asked: dict[str, Any] = {"guidance": 2.0, "lora": LoRA(rank=2, text_encoders=True), "noise": steps}
+    steps: Any = DDIM(1.0) if family == "sdxl" else tm.FlowSDE()
+    asked: dict[str, Any] = {"guidance": 2.0, "lora": LORA, "noise": steps}
     run = family_runs.trained(model, LEARNS[family], tmp_path / "run", **asked, resolution=16)
+    written = set(load_file(run.weights))
+    assert {name for name in written if name.startswith("text_encoder")} == names(family)
     policy = load(model, lora=lora_of(str(run.weights)))
     moved = [name for name, p in of_encoders(policy).items() if ".lora_B." in name and p.any()]
     assert len(moved) == len(of_encoders(policy)) / 2
@@ -46,6 +47,21 @@ def test_a_run_learns_and_its_file_draws_what_it_learned(family: str, tmp_path: 
     with quiet():
         pipeline.load_lora_weights(run.folder / "lora")
     assert same(drawn(policy, pipeline, x), wanted)
+    live, live.scheduler = policy.pipeline(), pipeline.scheduler
+    assert same(drawn(policy, live, x), wanted)
+
+
+def names(family: str, first: int = 0) -> set[str]:
+    """Frozen: with `text_model`, which older releases need and newer ones pass over."""
+    downs = ("lora_linear_layer.down", "lora_linear_layer.up") if family in ("sd", "sdxl") else ("lora_A", "lora_B")
+    layers = {"sdxl": (1, 2), "sd": (2,), "flux": (2,)}.get(family, (2, 2))  # SDXL reads one of the first's two
+    return {
+        f"text_encoder{'_2' * k}.text_model.encoder.layers.{layer}.self_attn.{target}.{down}.weight"
+        for k, count in enumerate(layers)
+        for layer in range(first, count)
+        for target in ("q_proj", "k_proj", "v_proj", "out_proj")
+        for down in downs
+    }
 
 
 def test_ddpo_begins_with_ratios_of_1_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -54,6 +70,7 @@ def test_ddpo_begins_with_ratios_of_1_and_goes_on_to_the_same_bits(tmp_path: Pat
     for row in runs.metrics(tmp_path / "whole"):
         assert row["updates"][0]["log_ratio"] == row["updates"][0]["mismatch"] == 0.0 < row["updates"][1]["log_ratio"]
     written = load_file(tmp_path / "whole" / FILE)
+    assert {name for name in written if name.startswith("text_encoder")} == names("sd") - names("sd", first=1)
     ups = [name for name in written if name.startswith("text_encoder.") and ".up." in name]
     assert len(ups) == 4 and all(written[name].any() for name in ups)
     with runs.tripping("SIGTERM", 7, tmp_path / "calls"):
@@ -65,30 +82,10 @@ def test_ddpo_begins_with_ratios_of_1_and_goes_on_to_the_same_bits(tmp_path: Pat
 
 def test_the_built_in_model_learns_to_read(tmp_path: Path) -> None:
     more = ("--model", "shapes", "--reward", "shapes_alignment", "--lora.text_encoders", "--no-alarms")
-    few = "--iterations 1 --algorithm.images 2 --algorithm.updates 1 --algorithm.steps 2 --evaluation.count 1".split()
+    few = "--iterations 1 --algorithm.images 2 --algorithm.updates 1 --algorithm.steps 2 --evaluation.count 1"
+    few = [*few.split(), "--evaluation.steps", "1"]
     runs.train(["train", "reinforce", *more, *few, "--device", "cpu", "--output_dir", str(tmp_path / "run")])
     assert any(name.startswith("text_encoder.") for name in runs.weights(tmp_path / "run"))
-
-
-@pytest.mark.parametrize("family", LEARNS)
-def test_the_names_are_those_of_diffusers_files(family: str, tmp_path: Path) -> None:
-    """Frozen: with `text_model`, which older releases need and newer ones pass over."""
-    written = set(load_file(save(load(str(MADE[family](tmp_path / "m")), lora=LORA), tmp_path)))
-    downs = (
-        ("lora_linear_layer.down", "lora_linear_layer.up") if family[:3] not in ("sd3", "flu") else ("lora_A", "lora_B")
-    )
-    first = {
-        f"text_encoder.{ATTENTION}.{t}.{d}.weight" for t in ("q_proj", "k_proj", "v_proj", "out_proj") for d in downs
-    }
-    layers = {"sdxl": (1, 2), "sd": (2,), "flux": (2,)}.get(family, (2, 2))  # SDXL reads one of the first's two
-    parts = [f"text_encoder{'_2' * k}" for k in range(len(layers))]
-    wanted = {
-        name.replace("text_encoder.", f"{part}.").replace("layers.0", f"layers.{layer}")
-        for part, count in zip(parts, layers, strict=True)
-        for layer in range(count)
-        for name in first
-    }
-    assert {name for name in written if name.startswith("text_encoder")} == wanted
 
 
 def with_mlp(adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -115,12 +112,11 @@ def test_kohyas_spelling_is_read_here_and_by_diffusers(family: str, tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         again = load(model, lora=lora_of(str(made)))
-        own = load(model, lora=lora_of(str(tmp_path / "own.safetensors")))
-        whole = load(model, lora=LoRA(rank=2, text_encoders=True, file=str(made)))
+        own = load(model, lora=LoRA(rank=2, text_encoders=True, file=str(tmp_path / "own.safetensors")))
     x, pipeline = noise(again), plain(model)
     wanted = ours(again, x, 2, 3.0)
     assert any(".mlp.fc1." in name for name in again.named_parameters()) and not same(ours(policy, x, 2, 3.0), wanted)
-    assert same(ours(own, x, 2, 3.0), wanted) and same(ours(whole, x, 2, 3.0), wanted)
+    assert same(ours(own, x, 2, 3.0), wanted)
     with quiet():
         pipeline.load_lora_weights(str(made))
     assert same(drawn(again, pipeline, x), wanted)
@@ -150,40 +146,31 @@ def _kohya(folder: Path) -> Path:
     return tastemaker.export(folder / FILE, format="kohya", output=folder / "kohya.safetensors")
 
 
-def test_mixes_take_the_encoders_along_and_go_from_the_base_to_the_tuned_bit_for_bit(tmp_path: Path) -> None:
-    model = str(MADE["sd"](tmp_path / "model"))
-    tuned = stirred(load(model, lora=LORA))
-    file = save(tuned, tmp_path)
-    single = load(model, lora=lora_of(str(file)))
-    x, words = noise(single), {1.0: single, 0.0: load(model, lora=LoRA())}
-    for weight, other in words.items():
-        made = tastemaker.mix({file: weight}, output=tmp_path / f"{weight}.safetensors")
-        found = load(model, lora=lora_of(str(made)))
-        assert torch.equal(ours(found, x, 2, 3.0), ours(other, x, 2, 3.0))
-    base = load(model, lora=LoRA(rank=2))
-    half = _fitting(mixed([Member("x", with_mlp(adapter_of(str(file))[1]), 0.5)]), LoRA())
-    named = load(model, lora=half).named_parameters()
-    assert any(".mlp.fc1." in name for name in named) and half.text_encoders
-    assert not same(ours(single, x, 2, 3.0), ours(base, x, 2, 3.0))
-
-
-def test_samples_of_a_file_and_of_mixes_read_by_its_encoders(tmp_path: Path) -> None:
-    """The commands; `base` and a weight of 0 draw the same, and 1 is the file itself."""
+def test_mixes_take_the_encoders_along(tmp_path: Path) -> None:
+    """With a weight of 0 they draw as the base, with 1 as the file, bit for bit."""
     tuned = stirred(load(runs.model(), lora=LORA))
     save(tuned, tmp_path)
-    adapter = with_mlp(adapter_of(str(tmp_path / FILE))[1])
-    save_file(named_for_file(adapter, "unet"), tmp_path / "mine.safetensors")
-    flags = {"model": runs.model(), "lora": str(tmp_path / "mine.safetensors")}
-    subject = of_flags(flags)
+    file = tmp_path / "mine.safetensors"
+    save_file(named_for_file(with_mlp(adapter_of(str(tmp_path / FILE))[1]), "unet"), file)
+    subject, x = of_flags({"model": runs.model(), "lora": str(file)}), noise(tuned)
     lora = subject.need_lora("--mix")
-    x = noise(tuned)
-    drawn_by = {}
+    found = {}
     for weight in (0.5, 1.0, 0.0):
         one = replace(subject, lora=None, mix=(Part("mine", lora, weight),))
-        drawn_by[weight] = ours(policy_of(one, {}), x, 2, 3.0)
-    assert torch.equal(drawn_by[1.0], ours(policy_of(subject, {}), x, 2, 3.0))
-    assert torch.equal(drawn_by[0.0], ours(load(runs.model(), lora=LoRA()), x, 2, 3.0))
-    assert not same(drawn_by[0.5], drawn_by[1.0]) and not same(drawn_by[0.5], drawn_by[0.0])
+        found[weight] = ours(policy_of(one, {}), x, 2, 3.0)
+    single, base = ours(policy_of(subject, {}), x, 2, 3.0), ours(load(runs.model(), lora=LoRA()), x, 2, 3.0)
+    assert torch.equal(found[1.0], single) and torch.equal(found[0.0], base)
+    assert not same(found[0.5], single) and not same(found[0.5], base)
+    for weight in (0.5, 1.0, 0.0):
+        made = tastemaker.mix({file: weight}, output=tmp_path / f"{weight}.safetensors")
+        assert torch.equal(ours(load(runs.model(), lora=lora_of(str(made))), x, 2, 3.0), found[weight])
+
+
+def test_without_the_setting_a_files_encoders_are_left_out_and_it_is_said(tmp_path: Path) -> None:
+    file = save(stirred(load(runs.model(), lora=LORA)), tmp_path)
+    with pytest.warns(UserWarning, match=r"--lora .* 8 of its .* are left out, .* --lora.text_encoders takes in"):
+        policy = load(runs.model(), lora=LoRA(rank=2, file=str(file)))
+    assert not of_encoders(policy)
 
 
 def test_a_dora_reads_too(tmp_path: Path) -> None:

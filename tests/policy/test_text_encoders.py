@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import tiny_flow
 import tiny_flux
 import tiny_xl
 from family_runs import PROMPTS, noise, ours, same, stirred, without_gradient
-from tastemaker.exports.diffusers import save
 from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load as load_as_is
 from tastemaker.policy.load import quiet
@@ -78,29 +78,6 @@ def test_every_tensor_that_is_trained_has_a_gradient(models: dict[str, str], fam
     assert {name.partition(".")[0] for name in names} == set(PARTS[family])
     assert all(".text_model.encoder.layers." in name for name in names)
     assert not without_gradient(policy, 2.0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_chain_is_that_of_diffusers_with_the_file_and_of_the_policy_that_reads_it(
-    models: dict[str, str], family: str, tmp_path: Path
-) -> None:
-    policy = stirred(load(models[family], lora=LORA))
-    x = noise(policy)
-    wanted, file = ours(policy, x, 2, 3.0), save(policy, tmp_path)
-    pipeline = plain(models[family])
-    assert not same(drawn(policy, pipeline, x), wanted)
-    with quiet():
-        pipeline.load_lora_weights(file.parent)
-    assert same(drawn(policy, pipeline, x), wanted)
-    with quiet():
-        live = policy.pipeline()
-    live.scheduler = pipeline.scheduler
-    assert same(drawn(policy, live, x), wanted)
-    again = load(models[family], lora=LoRA(rank=2, text_encoders=True, file=str(file)))
-    assert same(ours(again, x, 2, 3.0), wanted)
-    with pytest.warns(UserWarning, match=r"--lora .* are left out, .* --lora.text_encoders takes in"):
-        without = load(models[family], lora=LoRA(rank=2, file=str(file)))
-    assert not same(ours(without, x, 2, 3.0), wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -213,3 +190,57 @@ def test_the_gradient_is_that_of_the_pipeline_and_of_plain_autograd(models: dict
             assert (own.grad - wanted).abs().max() <= 1e-6 * wanted.abs().max(), layer
             checked += 1
     assert checked == 16
+
+
+def test_layers_and_texts_that_are_computed_twice_drop_the_same(models: dict[str, str]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        lora = LoRA(rank=2, text_encoders=True, dropout=0.5)
+        policy = stirred(load(models["sd"], lora=lora, gradient_checkpointing=checkpointing))
+        words = policy.encode(PROMPTS, "fog")
+        with policy.dropping(4):
+            policy.predict(noise(policy), 0, policy.schedule(2), words, 3.0).x0.square().mean().backward()
+        gradients.append([parameter.grad for parameter in policy.parameters()])
+        with torch.no_grad():
+            kept, off = (policy._table(words, False).table["text"] for _ in range(2))
+            with policy.dropping(4):
+                assert torch.equal(policy._table(words, False).table["text"], off) and torch.equal(kept, off)
+        with policy.dropping(4):
+            assert not torch.allclose(policy._table(words, False).table["text"], off, atol=1e-3)
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-7) and one.any()
+
+
+@pytest.mark.parametrize("family", ["sd3-t5", "flux"])
+def test_t5_reads_a_text_once_and_leaves_while_the_others_stay(models: dict[str, str], family: str) -> None:
+    policy: Any = load(models[family], lora=LORA)
+    pipeline, done = policy._pipeline, []
+    t5 = pipeline.text_encoder_3 if family == "sd3-t5" else pipeline.text_encoder_2
+    t5.register_forward_hook(lambda *_: done.append("t5"))
+    for part in PARTS[family]:
+        getattr(pipeline, part).to = lambda *_: pytest.fail("it stays")
+    move = t5.to
+    t5.to = lambda place: done.append(str(place)) or move(place)
+    words = policy.encode(["a cat", "a dog", "a cat"])
+    assert done == ["cpu", *["t5"] * 3, "cpu"]  # with the empty text of guidance
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            policy.predict(noise(policy, 3), 0, policy.schedule(2), words, 3.0)
+    policy.encode(["a dog"])
+    assert len(done) == 5
+
+
+def test_a_text_that_is_cut_off_is_said_once(models: dict[str, str]) -> None:
+    policy = load(models["sd"], lora=LORA)
+    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than the 16 tokens"):
+        words = policy.encode(["a" * 40])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy.predict(noise(policy, 1), 0, policy.schedule(2), words, 1.0)
+        policy.encode(["a" * 40])
+
+
+def test_an_encoder_of_another_kind_is_refused(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tastemaker.policy.encoders.KINDS", ("CLIPTextModelWithProjection",))
+    with pytest.raises(ValueError, match=r"^--lora.text_encoders: the text_encoder of --model .* is a CLIPTextModel"):
+        load(models["sd"], lora=LORA)
