@@ -17,7 +17,7 @@ from tastemaker.evaluation.mixing import Adapter, Member, is_dora, layers, mixed
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
 from tastemaker.policy.adapter import LoRA
-from tastemaker.policy.encoders import PARTS, TARGETS, is_encoders, tunes_encoders
+from tastemaker.policy.encoders import PARTS, is_encoders, tunes_encoders
 from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import BUILT_IN, FAMILIES, load, quiet
@@ -229,8 +229,7 @@ def _fitting(adapter: Adapter, lora: LoRA) -> LoRA:
     """The same with the adapter's rank and kind, and its layers where the usual ones are not all of them."""
     names = tuple(layer for layer, _, _ in layers(adapter))
     ends = tuple(f".{target}" for target in lora.targets)
-    own = tuple(name for name in names if not is_encoders(name))
-    more = tuple(name for name in names if is_encoders(name) and not name.endswith(TARGETS))
+    own, more = (tuple(name for name in names if is_encoders(name) == of) for of in (False, True))
     targets = (*(lora.targets if all(name.endswith(ends) for name in own) else own), *more)
     dora, texts = lora.dora or is_dora(adapter), lora.text_encoders or tunes_encoders(names)
     return replace(lora, rank=rank_of(adapter), dora=dora, targets=targets, text_encoders=texts)
@@ -249,7 +248,8 @@ def _mixture(subject: Subject, flags: Mapping[str, Any]) -> Exportable:
     parts = subject.mix or ()
     adapter = mixed([Member(part.name, adapter_of(str(part.lora.file))[1], part.weight) for part in parts])
     policy = _loaded(subject.tree, flags, _fitting(adapter, LoRA()))
-    if left := sorted(adapter.keys() - policy.named_parameters().keys()):
+    # Layers of an encoder that this model has not are refused by then, and those without influence are left out.
+    if left := sorted(name for name in adapter.keys() - policy.named_parameters().keys() if not is_encoders(name)):
         raise ValueError(
             f"{subject.name}: --model {subject.tree['model']} has no layer for {left[0]!r}. Use the model that the "
             "LoRAs were made for."

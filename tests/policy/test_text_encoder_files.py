@@ -94,7 +94,14 @@ def with_mlp(adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     width = next(t.shape[1] for name, t in adapter.items() if name.startswith("text_encoder.") and "lora_A" in name)
     random = torch.Generator().manual_seed(1)
     a, b = torch.randn(2, width, generator=random), torch.randn(2 * width, 2, generator=random)
-    return {**adapter, f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
+    found = {**adapter, f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
+    if any(name.startswith("text_encoder_2.") for name in adapter):  # and of SDXL's first the last one, without effect
+        old, new = (
+            "text_encoder.text_model.encoder.layers.0.self_attn",
+            "text_encoder.text_model.encoder.layers.1.self_attn",
+        )
+        found |= {name.replace(old, new): 2 * tensor for name, tensor in adapter.items() if name.startswith(old)}
+    return found
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -117,6 +124,9 @@ def test_kohyas_spelling_is_read_here_and_by_diffusers(family: str, tmp_path: Pa
     wanted = ours(again, x, 2, 3.0)
     assert any(".mlp.fc1." in name for name in again.named_parameters()) and not same(ours(policy, x, 2, 3.0), wanted)
     assert same(ours(own, x, 2, 3.0), wanted)
+    parts = [Part("a", lora_of(str(made)), 0.5)] * 2
+    subject = replace(of_flags({"model": model}), mix=tuple(parts))
+    assert same(ours(policy_of(subject, {"resolution": 16}), x, 2, 3.0), wanted)
     with quiet():
         pipeline.load_lora_weights(str(made))
     assert same(drawn(again, pipeline, x), wanted)
@@ -192,3 +202,14 @@ def test_layers_of_another_model_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"^--lora .*: it tunes the layer 'encoder.layers.1.* of the text_encoder, which"
     ):
         load(runs.model(), lora=lora_of(str(file)))
+
+
+def test_more_layers_of_an_encoder_are_named_in_full(tmp_path: Path) -> None:
+    layer = "text_encoder.text_model.encoder.layers.0.mlp.fc2"
+    more = (*LoRA().targets, layer)
+    policy = load(runs.model(), lora=LoRA(rank=2, text_encoders=True, targets=more))
+    assert f"{layer}.lora_B.weight" in policy.named_parameters()
+    with pytest.raises(ValueError, match=r"lora.targets names 'text_encoder.* that needs --lora.text_encoders"):
+        LoRA(targets=more)
+    with pytest.raises(ValueError, match=r"lora.targets: there is no layer 'encoder.layers.9.mlp.fc2' in the text_enc"):
+        load(runs.model(), lora=LoRA(text_encoders=True, targets=(*more, layer.replace("layers.0", "layers.9"))))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ADAPTER = "learner"  # peft keeps adapters as attributes of modules: `train` would hide Module.train
 MAGNITUDE = ".lora_magnitude_vector.weight"  # what DoRA has in each layer beside A and B
 INITS = ("gaussian", "kaiming")
+ENCODER = "text_encoder"  # how the names of text encoders begin, and those of their layers
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class LoRA:
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter."""
     text_encoders: bool = False
-    """Adapters in the model's CLIP text encoders too; T5 is never trained. Texts are read anew in every call with a
-    gradient."""
+    """Adapters in the model's CLIP text encoders too, in their attention and in what `targets` names of them in full
+    (`text_encoder.text_model.encoder.layers.0.mlp.fc1`). Every call with a gradient reads its texts anew."""
     init: str = "gaussian"
     """How A starts: `gaussian` (standard deviation 1 / rank) or `kaiming` (uniform within 1 / sqrt(inputs))."""
     file: str | None = None
@@ -64,6 +65,9 @@ class LoRA:
             raise ValueError(f"lora.dropout is {self.dropout}, it must be a share from 0 up to, but not, 1.")
         if isinstance(self.targets, str) or not self.targets:
             raise ValueError(f"lora.targets is {self.targets!r}, it must be a list with one name or more.")
+        named = [one for one in self.targets if one.startswith((f"{ENCODER}.", f"{ENCODER}_"))]
+        if named and not self.text_encoders:
+            raise ValueError(f"lora.targets names {named[0]!r}, of a text encoder: that needs --lora.text_encoders.")
         if self.init not in INITS:
             raise ValueError(f"lora.init is {self.init!r}, it must be one of {', '.join(INITS)}.")
 

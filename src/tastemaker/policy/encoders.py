@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tastemaker.policy.adapter import LoRA, attach
+from tastemaker.policy.adapter import ENCODER, LoRA, attach
 
-ENCODER = "text_encoder"  # how the names of text encoders begin
 PARTS = ("text_encoder", "text_encoder_2")  # those that are CLIPs in some family
 MODEL = "text_model."
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -47,6 +46,8 @@ class Encoder(NamedTuple):
                 "layer here. Use the model it was made for."
             )
         more = [one.removeprefix(prefix) for one in lora.targets if one.startswith(mine) and not self._idle(one)]
+        if strange := [one for one in more if one not in there]:
+            raise ValueError(f"lora.targets: there is no layer {strange[0]!r} in the {self.part}.")
         targets = tuple(dict.fromkeys((*self._attention(), *layers, *more)))
         return attach(self.network, replace(lora, targets=targets), known, seed, prefix)
 

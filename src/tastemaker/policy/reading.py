@@ -37,9 +37,7 @@ class Reading(ABC):
     _weights: Weights
     _texts: TextCache  # what encoders make of texts that are not trained
     _again: bool  # whether activations are computed a second time, in place of being kept
-    _read_by: dict[
-        str, tuple[Tensor, TextCache]
-    ]  # by the set: the numbers of its adapters, and what they made of texts
+    _read_by: dict[str, tuple[Tensor, TextCache]]  # by the set: the numbers of its adapters, what they made of texts
 
     @abstractmethod
     def _encode_text(self, text: str) -> Encoded:
