@@ -19,6 +19,7 @@ import tiny
 import tiny_xl
 from family_runs import noise, ours, same, stirred
 from policy.test_text_encoders import LORA, MADE, drawn, load, of_encoders, plain
+from tastemaker.evaluation.mixing import layers
 from tastemaker.exports.diffusers import LORA as FILE
 from tastemaker.exports.diffusers import save
 from tastemaker.policy.adapter import LoRA
@@ -54,10 +55,10 @@ def test_a_run_learns_and_its_file_draws_what_it_learned(family: str, tmp_path: 
 def names(family: str, first: int = 0) -> set[str]:
     """Frozen: with `text_model`, which older releases need and newer ones pass over."""
     downs = ("lora_linear_layer.down", "lora_linear_layer.up") if family in ("sd", "sdxl") else ("lora_A", "lora_B")
-    layers = {"sdxl": (1, 2), "sd": (2,), "flux": (2,)}.get(family, (2, 2))  # SDXL reads one of the first's two
+    counts = {"sdxl": (1, 2), "sd": (2,), "flux": (2,)}.get(family, (2, 2))  # SDXL reads one of the first's two
     return {
         f"text_encoder{'_2' * k}.text_model.encoder.layers.{layer}.self_attn.{target}.{down}.weight"
-        for k, count in enumerate(layers)
+        for k, count in enumerate(counts)
         for layer in range(first, count)
         for target in ("q_proj", "k_proj", "v_proj", "out_proj")
         for down in downs
@@ -213,3 +214,18 @@ def test_more_layers_of_an_encoder_are_named_in_full(tmp_path: Path) -> None:
         LoRA(targets=more)
     with pytest.raises(ValueError, match=r"lora.targets: there is no layer 'encoder.layers.9.mlp.fc2' in the text_enc"):
         load(runs.model(), lora=LoRA(text_encoders=True, targets=(*more, layer.replace("layers.0", "layers.9"))))
+
+
+def test_kohyas_files_of_flux_are_read_whole(tmp_path: Path) -> None:
+    model = str(MADE["flux"](tmp_path / "model"))
+    policy = stirred(load(model, lora=LORA))
+    adapter, written = adapter_of(str(save(policy, tmp_path)))[1], {}
+    for layer, a, b in layers(adapter):
+        start = "lora_te1_" if layer.startswith("text_encoder.") else "lora_transformer_"
+        stem = start + layer.removeprefix("text_encoder.").replace(".", "_")
+        written |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": 2 * b, f"{stem}.alpha": torch.tensor(1.0)}
+    save_file(written, tmp_path / "kohya.safetensors")
+    found = adapter_of(str(tmp_path / "kohya.safetensors"))[1]
+    products = [{layer: b @ a for layer, a, b in layers(one)} for one in (adapter, found)]
+    assert products[0].keys() == products[1].keys()
+    assert all(torch.allclose(products[0][layer], products[1][layer], atol=1e-6) for layer in products[0])
