@@ -204,6 +204,8 @@ def lora_of(found: Any) -> LoRA:
     adapter = adapter_of(str(lora.file))[1]
     if "text_encoders" not in settings:
         lora = replace(lora, text_encoders=tunes_encoders(adapter))
+    if not lora.text_encoders:
+        adapter = {name: tensor for name, tensor in adapter.items() if not is_encoders(name)}
     return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter, lora)
 
 

@@ -182,6 +182,23 @@ def test_without_the_setting_a_files_encoders_are_left_out_and_it_is_said(tmp_pa
     with pytest.warns(UserWarning, match=r"--lora .* 8 of its .* are left out, .* --lora.text_encoders takes in"):
         policy = load(runs.model(), lora=LoRA(rank=2, file=str(file)))
     assert not of_encoders(policy)
+    told = lora_of({"name": str(file), "text_encoders": False})
+    assert not told.text_encoders and told.targets == LoRA().targets and lora_of(str(file)).text_encoders
+
+
+def test_a_projection_that_a_file_tunes_is_read(tmp_path: Path) -> None:
+    model = str(MADE["sdxl"](tmp_path / "model"))
+    adapter = adapter_of(str(save(stirred(load(model, lora=LORA)), tmp_path)))[1]
+    a, b = torch.ones(2, tiny_xl.WIDTHS[1]), torch.ones(tiny_xl.WIDTHS[1], 2)
+    more = {"text_encoder_2.text_projection.lora_A.weight": a, "text_encoder_2.text_projection.lora_B.weight": b}
+    peft = {name if name.startswith("text") else f"unet.{name}": t for name, t in (adapter | more).items()}
+    save_file(peft, tmp_path / "x.safetensors")
+    policy = load(model, lora=lora_of(str(tmp_path / "x.safetensors")))
+    assert more.keys() <= policy.named_parameters().keys()
+    pipeline, x = plain(model), noise(policy)
+    with quiet():
+        pipeline.load_lora_weights(str(tmp_path / "x.safetensors"))
+    assert same(drawn(policy, pipeline, x), ours(policy, x, 2, 3.0))
 
 
 def test_a_dora_reads_too(tmp_path: Path) -> None:

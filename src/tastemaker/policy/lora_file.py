@@ -20,6 +20,7 @@ from tastemaker.policy.single_file import read_header
 
 PEFT = "base_model.model."  # what peft itself puts before the names of a network's layers
 DIFFUSERS, PEFTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # what they call their files
+BESIDE = (MODEL, "text_projection")  # what lies in a text encoder itself
 OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
 
 # For diffusers, which reads in it how kohya's files count the blocks of SDXL through. (Those of SD 1 and 2 do not.)
@@ -63,7 +64,7 @@ def read(file: str, pipeline: Any, component: str, encoders: Sequence[str] = ())
     own = _part(state, alphas, told or peft, component)
     for part in encoders:
         found = _part(state, alphas, told, part)
-        own |= {f"{part}.{MODEL}{key.removeprefix(MODEL)}": tensor for key, tensor in found.items()}
+        own |= {f"{part}.{'' if key.startswith(BESIDE) else MODEL}{key}": tensor for key, tensor in found.items()}
     return own
 
 
@@ -89,7 +90,9 @@ def _part(
     """The tensors of one part by its own names, the scale inside B. told: diffusers' settings, or peft's bare ones."""
     start, convert = f"{part}.", _encoders_names if is_encoders(part) else _denoisers_names
     own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-    named = {key.removeprefix(start).removesuffix(".alpha"): a for key, a in alphas.items() if key.startswith(start)}
+    # What does not say whose it is comes from a file of the denoiser alone.
+    mine = {key: a for key, a in alphas.items() if key.startswith(start) or not (is_encoders(part) or is_encoders(key))}
+    named = {key.removeprefix(start).removesuffix(".alpha"): a for key, a in mine.items()}
     by_layer = {key.split(".lora_")[0]: a for key, a in convert(named).items()}
     by_layer |= {key.removesuffix(".alpha"): float(value) for key, value in own.items() if key.endswith(".alpha")}
     own = {key: value for key, value in own.items() if not key.endswith(".alpha")}
@@ -198,12 +201,12 @@ def named_for_file(adapter: Mapping[str, Tensor], component: str) -> dict[str, T
     `.lora_B.weight`, with the component in front; a DoRA's lengths have peft's name in both. Beside a UNet a text
     encoder's are `<layer>.lora_linear_layer.down.weight` and `.lora_linear_layer.up.weight`.
     """
-    plain = {".lora_A.": ".lora_A.", ".lora_B.": ".lora_B."}
-    unet = component == "unet"
-    own = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."} if unet else plain
-    encoders = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."} if unet else plain
+    own = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
+    encoders = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
     found = {}
     for name, tensor in adapter.items():
-        start, kinds = ("", encoders) if is_encoders(name) else (f"{component}.", own)
-        found[start + name.replace(".lora_A.", kinds[".lora_A."]).replace(".lora_B.", kinds[".lora_B."])] = tensor
+        file_name = name if is_encoders(name) else f"{component}.{name}"
+        for part, other in (encoders if is_encoders(name) else own).items() if component == "unet" else ():
+            file_name = file_name.replace(part, other)
+        found[file_name] = tensor
     return found
