@@ -77,6 +77,9 @@ def test_every_tensor_that_is_trained_has_a_gradient(models: dict[str, str], fam
     names = of_encoders(policy)
     assert {name.partition(".")[0] for name in names} == set(PARTS[family])
     assert all(".text_model.encoder.layers." in name for name in names)
+    alone, both = load(models[family], lora=LoRA(rank=2)).state(), policy.state()
+    assert all(torch.equal(both[name], tensor) for name, tensor in alone.items())  # names and starts are as without
+    assert {name.removeprefix("current/") for name in both.keys() - alone.keys()} == names.keys()
     assert not without_gradient(policy, 2.0)
 
 
