@@ -1,7 +1,9 @@
 """The estimate against what is known of a large model, and against what a small one really keeps."""
 
 import json
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tiny
+import tiny_xl
 from tastemaker import memory
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.budget import _largest, fit
 from tastemaker.memory import Setup, estimate
-from tastemaker.metering import Cost, decoding, measure, network
+from tastemaker.metering import Cost, decoding, denoising, measure, network, text_weights
 from tastemaker.policy.adapter import LoRA
 from tastemaker.policy.load import load
+from tastemaker.text_metering import Readers, readers, trained
 from toy_runs import iteration_of, plan_of
 
 GIB = 2**30
@@ -323,3 +327,81 @@ CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
 def test_the_guides_table_is_the_estimate(row: str, setup: Setup) -> None:
     line = next(line for line in GUIDE.splitlines() if line.startswith(f"| {row} |"))
     assert float(line.split("|")[2]) == round(estimate(setup, cuda=True).needed / 1e9, 1)
+
+
+class Held:
+    """A tensor that waits for backward."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def really_left(networks: list[nn.Module], call: Any) -> int:
+    """As `really_saved`, without what is let go before the call is over."""
+    own = {p.untyped_storage().data_ptr() for one in networks for p in one.parameters()}
+    held: list[weakref.ref[Held]] = []
+
+    def pack(tensor: torch.Tensor) -> Held:
+        kept = Held(tensor.detach())  # which leads back to no graph that it would keep
+        held.append(weakref.ref(kept))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        _ = call()
+        left = [kept.tensor.untyped_storage() for kept in (one() for one in held) if kept is not None]
+    return sum({one.data_ptr(): one.nbytes() for one in left if one.data_ptr() not in own}.values())
+
+
+def test_encoders_that_are_trained_stay_and_keep_what_was_estimated(small: Path) -> None:
+    lora = LoRA(rank=2, text_encoders=True)
+    policy: Any = load(str(small), lora=lora)
+    setup = Setup(small, lora, micro_batch=3, sampling_batch=1)
+    guess, encoder = estimate(setup, cuda=False), policy._pipeline.text_encoder
+    frozen = sum(p.nbytes for p in encoder.parameters() if not p.requires_grad)
+    assert (guess.of("encoders trained"), guess.of("text encoder")) == (frozen, 0)
+    assert guess.of("trained weights") == sum(p.nbytes for p in policy.parameters())
+    real = really_left([encoder], partial(policy._read, ["a", "b", "c", "d"]))
+    assert guess.of("texts' activations") == pytest.approx(real, rel=0.03)
+    checked = estimate(replace(setup, gradient_checkpointing=True), cuda=False)
+    assert checked.of("texts' activations") == 0
+    room = estimate(replace(setup, micro_batch=4), cuda=False).needed
+    assert fit(room, replace(setup, micro_batch=1), most=9, cuda=False).setup.micro_batch == 4
+
+
+def test_of_two_encoders_the_first_is_read_before_its_last_layer(tmp_path: Path) -> None:
+    """And the UNet is given summaries with a gradient."""
+    lora, folder = LoRA(rank=2, text_encoders=True), tiny_xl.save(tmp_path)
+    policy: Any = load(str(folder), lora=lora)
+    model = {part: (folder / part / "config.json").read_text() for part in ("unet", "text_encoder", "text_encoder_2")}
+    real = really_left([one.network for one in policy._trained], partial(policy._read, ["a", "b"]))
+    found = readers(model, lora, "no", "efficient")
+    assert 2 * found.saved == pytest.approx(real, rel=0.06)  # a GPU's kernel pads 16 tokens to 32
+    assert sum(found.trained) == sum(p.numel() for n, p in policy.named_parameters().items() if n.startswith("text"))
+    table = policy._table(policy.encode(["a", "b"]), False)
+    texts = [table.positive_rows(name).detach().requires_grad_() for name in policy.reads]
+    x = torch.randn(2, *policy.latent_shape)
+    real = really_saved(policy._denoiser, partial(policy._call, x, torch.zeros(2), *texts))
+    guess = denoising(model["unet"], lora, "no", tuple(x.shape), tiny.TOKENS, False, True, "efficient").saved
+    assert guess == pytest.approx(real, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("sd1.5", {"text_encoder": 0}),
+        ("sdxl", {"text_encoder": 1, "text_encoder_2": 0}),
+        ("sd3.5-medium", {"text_encoder": 0, "text_encoder_2": 0}),
+        ("flux-dev", {"text_encoder": 0}),
+    ],
+)
+def test_of_large_models_the_clips_are_trained_and_t5_visits(name: str, wanted: dict[str, int]) -> None:
+    parts = {part: json.dumps(config) for part, config in MODELS[name].parts.items()}
+    assert trained(parts) == wanted
+
+
+def test_a_large_text_keeps_tens_of_megabytes() -> None:
+    parts = {part: json.dumps(config) for part, config in LARGE.items()}
+    found = readers(parts, LoRA(text_encoders=True), "bf16", "efficient")
+    assert found.frozen == 2 * text_weights(parts["text_encoder"]) == 2 * 123_060_480
+    assert sum(found.trained) == 12 * 4 * 2 * 4 * 768 and 20e6 < found.saved < 40e6 < found.peak + found.frozen
+    assert readers(parts, LoRA(), "bf16", "efficient") == Readers()

@@ -23,6 +23,7 @@ from tastemaker.policy.facts import guiding, own_sides, text_tokens
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import TILE, configs, elsewhere
 from tastemaker.policy.sharding import blocks
+from tastemaker.text_metering import Readers, readers
 
 DENOISERS = ("unet", "transformer")  # what the network that is trained is called in a model's folder
 DECODE_PIXELS = 8 * 512 * 512  # that a policy gives its VAE in one call
@@ -133,10 +134,12 @@ def estimate(setup: Setup, *, cuda: bool = True, otherwise: bool = True) -> Memo
     """
     model = _configs(setup)
     denoiser = network(_denoiser(model), setup.lora, setup.mixed_precision)
-    trained = [p.numel() for p in denoiser.parameters() if p.requires_grad]
+    read = readers(model, setup.lora, setup.mixed_precision, setup.kernel)
+    trained = [*(p.numel() for p in denoiser.parameters() if p.requires_grad), *read.trained]
     frozen = _frozen(denoiser, setup.quantise)
     vae = autoencoder(model["vae"], setup.mixed_precision)
     texts = sum(text_weights(config) for name, config in model.items() if name.startswith("text_encoder"))
+    visitors = texts * (4 if setup.mixed_precision == "no" else 2) - read.frozen  # those that are trained stay
     copies = [name for name in setup.sets if not (setup.lora and name == "base")]
     n = setup.processes
     moments = -(-sum(_moments(count, setup.use_8bit_adam) for count in trained) // n)
@@ -155,8 +158,9 @@ def estimate(setup: Setup, *, cuda: bool = True, otherwise: bool = True) -> Memo
             sum(p.nbytes for p in vae.parameters()),
             f"VAE, {str(vae.dtype).split('.')[1]}",
         ),
-        Line("reading prompts", "text encoder", texts * (4 if setup.mixed_precision == "no" else 2), "a visitor"),
-        *_calls(setup, model, otherwise),
+        *([Line("always", "encoders trained", read.frozen, "frozen weights")] if read.frozen else []),
+        Line("reading prompts", "text encoder", visitors, "a visitor"),
+        *_calls(setup, model, read, otherwise),
         Line("stepping", "the step's own copies", 0 if setup.use_8bit_adam else fp32, "of all tensors at once"),
     ]
     return Memory(tuple(lines), CONTEXT if cuda else 0, n)
@@ -169,7 +173,7 @@ def tiles(setup: Setup) -> bool:
     return max(sides) * _factor(model["vae"]) > min(TILE, json.loads(model["vae"]).get("sample_size", TILE))
 
 
-def _calls(setup: Setup, model: Mapping[str, str], otherwise: bool) -> list[Line]:
+def _calls(setup: Setup, model: Mapping[str, str], read: Readers, otherwise: bool) -> list[Line]:
     """What the calls of each phase keep."""
     latent = _latent_shape(setup, model)
     pictures = setup.sampling_batch or setup.micro_batch
@@ -179,8 +183,8 @@ def _calls(setup: Setup, model: Mapping[str, str], otherwise: bool) -> list[Line
     each = guided if setup.guided else 1
     learnt = guided if (setup.guided if setup.learning_guided is None else setup.learning_guided) else 1
     rows = setup.micro_batch * learnt
-    read = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
-    tokens = text_tokens(json.loads(_denoiser(model)), read, "text_encoder_3" in model)
+    most = json.loads(model.get("text_encoder", "{}")).get("max_position_embeddings", 77)
+    tokens = text_tokens(json.loads(_denoiser(model)), most, "text_encoder_3" in model)
 
     def calling(rows: int, checkpointing: bool, grad: bool) -> Cost:
         key = (_denoiser(model), setup.lora, setup.mixed_precision)
@@ -193,15 +197,23 @@ def _calls(setup: Setup, model: Mapping[str, str], otherwise: bool) -> list[Line
     if otherwise:
         other = calling(learnt, not setup.gradient_checkpointing, True).saved * setup.micro_batch * setup.depth
         said += f"; {size(other)} {'without' if setup.gradient_checkpointing else 'with'} gradient checkpointing"
-    rest = learning.peak - learning.saved - learning.copies
+    rest = max(learning.peak - learning.saved - learning.copies, read.working(setup.gradient_checkpointing))
     judging = _differentiated(setup, model["vae"], latent) if setup.differentiates else 0
     return [
         Line("sampling", "a sampling call", sampling.peak, f"{pictures * each} rows"),
         Line("decoding", "a decoding call", decoded.peak, f"{at_once} at a time"),
         Line("learning", "saved activations", learning.saved * setup.depth, said),
+        *([_texts(setup, read, learnt)] if read.frozen else []),
         Line("learning", "autocast's copies", learning.copies * setup.depth, "of weights, kept for backward"),
         Line("learning", "working memory", max(rest, judging), "what comes and goes"),
     ]
+
+
+def _texts(setup: Setup, read: Readers, learnt: int) -> Line:
+    """What the texts of a training call keep where encoders are trained; learnt: rows of the network for each item."""
+    texts = setup.micro_batch + (learnt == 2)  # and that which guidance moves away from
+    kept = 0 if setup.gradient_checkpointing else texts * read.saved * setup.depth
+    return Line("learning", "texts' activations", kept, f"{texts} texts{f' x {setup.depth} calls' * (setup.depth > 1)}")
 
 
 def _differentiated(setup: Setup, vae: str, latent: tuple[int, int, int]) -> int:

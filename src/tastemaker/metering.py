@@ -217,10 +217,11 @@ def denoising(
     grad: bool,
     kernel: str,
 ) -> Cost:
-    """tokens: of a text, as the network reads it."""
+    """tokens: of a text, as the network reads it; where `lora.text_encoders` trains what read it, it has a gradient."""
     denoiser: Any = network(config, lora, precision)
     (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
-    call = attribute(NETWORKS[json.loads(config)["_class_name"]].example)(denoiser, shape, tokens)
+    live = grad and lora is not None and lora.text_encoders
+    call = attribute(NETWORKS[json.loads(config)["_class_name"]].example)(denoiser, shape, tokens, live)
     with dropping(droppers(denoiser) if grad else (), torch.device("meta"), 0):
         return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
 

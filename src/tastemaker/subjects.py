@@ -17,6 +17,7 @@ from tastemaker.evaluation.mixing import Adapter, Member, is_dora, layers, mixed
 from tastemaker.folder import CONFIG
 from tastemaker.outcome import Run
 from tastemaker.policy.adapter import LoRA
+from tastemaker.policy.encoders import PARTS, is_encoders, tunes_encoders
 from tastemaker.policy.facts import guiding_of
 from tastemaker.policy.families import FAMILIES
 from tastemaker.policy.hub import INDEX
@@ -201,20 +202,24 @@ def lora_of(found: Any) -> LoRA:
         raise ValueError("--lora.KEY has no effect without a file: give --lora FILE too.")
     settings["file"] = settings.pop("name")
     lora = cast(LoRA, build(LoRA, settings, Where("--lora", "lora")))
-    return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter_of(str(lora.file))[1], lora)
+    adapter = adapter_of(str(lora.file))[1]
+    if "text_encoders" not in settings:
+        lora = replace(lora, text_encoders=tunes_encoders(adapter))
+    if not lora.text_encoders:
+        adapter = {name: tensor for name, tensor in adapter.items() if not is_encoders(name)}
+    return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter, lora)
 
 
 def adapter_of(file: str) -> tuple[str, Adapter]:
-    """The component of its family that a LoRA tunes ("unet"), and its tensors, whichever family knows its names.
-
-    Errors: ValueError where no family does.
+    """The component of its family that a LoRA tunes ("unet"), and its tensors, those of text encoders too, whichever
+    family knows its names. Errors: ValueError where no family does.
     """
     wrong: list[ValueError] = []
     for pipeline, entry in FAMILIES.items():
         with quiet():  # importing diffusers' pipelines gives advice
             component, kind = attribute(f"{entry.partition(':')[0]}:COMPONENT"), attribute(f"diffusers:{pipeline}")
         try:
-            return component, read(file, kind, component)
+            return component, read(file, kind, component, PARTS)
         except ValueError as error:
             wrong.append(error)
     raise wrong[0]
@@ -223,9 +228,11 @@ def adapter_of(file: str) -> tuple[str, Adapter]:
 def _fitting(adapter: Adapter, lora: LoRA) -> LoRA:
     """The same with the adapter's rank and kind, and its layers where the usual ones are not all of them."""
     names = tuple(layer for layer, _, _ in layers(adapter))
-    usual = all(name.endswith(tuple(f".{target}" for target in lora.targets)) for name in names)
-    dora = lora.dora or is_dora(adapter)
-    return replace(lora, rank=rank_of(adapter), dora=dora, targets=lora.targets if usual else names)
+    ends = tuple(f".{target}" for target in lora.targets)
+    own, more = (tuple(name for name in names if is_encoders(name) == of) for of in (False, True))
+    targets = (*(lora.targets if all(name.endswith(ends) for name in own) else own), *more)
+    dora, texts = lora.dora or is_dora(adapter), lora.text_encoders or tunes_encoders(names)
+    return replace(lora, rank=rank_of(adapter), dora=dora, targets=targets, text_encoders=texts)
 
 
 def policy_of(subject: Subject, flags: Mapping[str, Any]) -> Policy:
@@ -241,7 +248,8 @@ def _mixture(subject: Subject, flags: Mapping[str, Any]) -> Exportable:
     parts = subject.mix or ()
     adapter = mixed([Member(part.name, adapter_of(str(part.lora.file))[1], part.weight) for part in parts])
     policy = _loaded(subject.tree, flags, _fitting(adapter, LoRA()))
-    if left := sorted(adapter.keys() - policy.named_parameters().keys()):
+    # Layers of an encoder that this model has not are refused by then, and those without influence are left out.
+    if left := sorted(name for name in adapter.keys() - policy.named_parameters().keys() if not is_encoders(name)):
         raise ValueError(
             f"{subject.name}: --model {subject.tree['model']} has no layer for {left[0]!r}. Use the model that the "
             "LoRAs were made for."

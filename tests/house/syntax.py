@@ -127,18 +127,21 @@ def yields_under_with(one: Source) -> list[str]:
 
 
 def autocasts(one: Source) -> list[str]:
-    """Autocast entered anywhere but in a policy's `predict`, or in a function that only `predict` calls.
+    """Autocast entered anywhere but in a policy's `predict`, or in a function that its module calls for it alone.
 
     An outer one keeps stale copies of the weights across an exchange.
     """
-    found = [(node, within) for name, node, within in _uses(one) if name == "autocast"]
-    wrong = []
-    for node, within in found:
-        callers = [around for name, _, around in _uses(one) if within and name == within[-1]]
-        only_predict = bool(callers) and all("predict" in around for around in callers)
-        if not (one.top == "policy" and ("predict" in within or only_predict)):
-            wrong.append(one.at(node, "autocast outside of a policy's predict"))
-    return wrong
+    uses = _uses(one)
+
+    def for_predict(within: tuple[str, ...], seen: tuple[str, ...] = ()) -> bool:
+        if "predict" in within or not within or within[-1] in seen:
+            return "predict" in within
+        callers = [around for name, _, around in uses if name == within[-1]]
+        return bool(callers) and all(for_predict(around, (*seen, within[-1])) for around in callers)
+
+    found = [(node, within) for name, node, within in uses if name == "autocast"]
+    wrong = [node for node, within in found if not (one.top == "policy" and for_predict(within))]
+    return [one.at(node, "autocast outside of a policy's predict") for node in wrong]
 
 
 def _uses(one: Source) -> list[tuple[str, ast.AST, tuple[str, ...]]]:

@@ -68,7 +68,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "metering": ({"dropping", "policy"}, {"torch", "diffusers", "transformers"}),
-    "memory": ({"policy", "plan", "metering"}, {"torch", "diffusers", "huggingface_hub"}),
+    "text_metering": ({"dropping", "metering", "policy"}, {"torch", "transformers"}),
+    "memory": ({"policy", "plan", "metering", "text_metering"}, {"torch", "diffusers", "huggingface_hub"}),
     "budget": ({"memory"}, set()),
     "reports": ({"reports"}, {"PIL", "accelerate", "jinja2", "numpy", "tqdm", "rich", "trackio", "wandb", "yaml"}),
     "voting": ({"prompts", "reports.inline", "reports.loopback", "evaluation.statistics", "voting"}, {"jinja2"}),
@@ -111,7 +112,8 @@ ONLY_FROM = {
     "shapes": {"shapes"},
     "memory": {"memory", "budget", "fitting", "provision"},
     "budget": {"budget", "fitting"},
-    "metering": {"metering", "memory"},
+    "metering": {"metering", "memory", "text_metering"},
+    "text_metering": {"memory"},
 }
 
 # import name -> the name in pyproject.toml, where they differ

@@ -113,6 +113,16 @@ def test_a_yield_under_with_is_found(text: str, found: int) -> None:
         ),
         (
             "policy.x",
+            "def predict(self):\n    self.net()\ndef net(self):\n    half()\ndef half():\n    torch.autocast('cpu')",
+            0,
+        ),
+        (
+            "policy.x",
+            "def decode(self):\n    self.net()\ndef net(self):\n    half()\ndef half():\n    torch.autocast('cpu')",
+            1,
+        ),
+        (
+            "policy.x",
             "def decode(self):\n    self.net()\ndef net(self):\n    with torch.autocast('cpu'):\n        pass",
             1,
         ),

@@ -1,8 +1,9 @@
-"""LoRA files of UNets in the spelling of kohya's sd-scripts, which ComfyUI, A1111, Forge and diffusers read too.
+"""LoRA files in the spelling of kohya's sd-scripts, which ComfyUI, A1111, Forge and diffusers read too.
 
 `lora_unet_<layer>` with `_` for every dot, then `.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`, which is
 the rank: the factor is inside B. kohya trains Stable Diffusion 1 and 2 on diffusers' UNet, whose names these are, and
 SDXL on its authors' UNet, which counts its blocks through: `down_blocks.1.attentions.0` is `input_blocks_4_1` there.
+Text encoders are `lora_te_`, and in SDXL `lora_te1_` and `lora_te2_`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from tastemaker.evaluation.mixing import Adapter, is_dora, layers
+from tastemaker.policy.encoders import PARTS, is_encoders
 
 DEEP = ".transformer_blocks.1."  # of all UNets read here, SDXL's alone has more than one in a place
+SECOND = "text_encoder_2."  # which SDXL alone has
 ROUND = 3  # numbers that a block of SDXL takes: two layers and a sampler on the way down, three layers on the way up
 LAYER = re.compile(r"(down|mid|up)_block(?:s\.(\d+))?\.(\w+)\.(\d+)\.(.+)")
 WAYS = {"down": ("input_blocks", 1), "up": ("output_blocks", 0)}  # and the number of their first layer
@@ -49,13 +52,24 @@ def named(adapter: Adapter, component: str) -> dict[str, Tensor]:
             "own file."
         )
     found = list(layers(adapter))
-    deep = any(DEEP in layer for layer, _, _ in found)
+    deep = any(DEEP in layer or layer.startswith(SECOND) for layer, _, _ in found)
     tensors: dict[str, Tensor] = {}
     for layer, a, b in found:
-        stem = "lora_unet_" + (counted(layer) if deep else layer).replace(".", "_")
+        stem = _encoders_stem(layer, deep) if is_encoders(layer) else _unets_stem(layer, deep)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = a, b
         tensors[f"{stem}.alpha"] = torch.tensor(float(len(a)))
     return tensors
+
+
+def _unets_stem(layer: str, deep: bool) -> str:
+    return "lora_unet_" + (counted(layer) if deep else layer).replace(".", "_")
+
+
+def _encoders_stem(layer: str, deep: bool) -> str:
+    part, _, rest = layer.partition(".")
+    number = ("2" if layer.startswith(SECOND) else "1") if deep else ""
+    assert part in PARTS
+    return f"lora_te{number}_" + rest.replace(".", "_")
 
 
 def counted(layer: str) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ADAPTER = "learner"  # peft keeps adapters as attributes of modules: `train` would hide Module.train
 MAGNITUDE = ".lora_magnitude_vector.weight"  # what DoRA has in each layer beside A and B
 INITS = ("gaussian", "kaiming")
+ENCODER = "text_encoder"  # how the names of text encoders begin, and those of their layers
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,13 @@ class LoRA:
     call, so what is dropped goes by how an update is cut. Not for algorithms that take a ratio."""
     targets: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter."""
+    text_encoders: bool = False
+    """Adapters in the model's CLIP text encoders too, in their attention and in what `targets` names of them in full
+    (`text_encoder.text_model.encoder.layers.0.mlp.fc1`). Every call with a gradient reads its texts anew."""
     init: str = "gaussian"
     """How A starts: `gaussian` (standard deviation 1 / rank) or `kaiming` (uniform within 1 / sqrt(inputs))."""
     file: str | None = None
     """A LoRA file, folder or hub id to start from; of a rank up to `rank`, in layers among `targets`."""
-
-    refused: ClassVar[Mapping[str, str]] = {
-        "text_encoders": "only the denoiser is trained: prompts are encoded once, without a graph, and kept. Leave it "
-        "out; lora.targets may name all layers of the denoiser that read the text.",
-    }
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -66,6 +65,9 @@ class LoRA:
             raise ValueError(f"lora.dropout is {self.dropout}, it must be a share from 0 up to, but not, 1.")
         if isinstance(self.targets, str) or not self.targets:
             raise ValueError(f"lora.targets is {self.targets!r}, it must be a list with one name or more.")
+        named = [one for one in self.targets if one.startswith((f"{ENCODER}.", f"{ENCODER}_"))]
+        if named and not self.text_encoders:
+            raise ValueError(f"lora.targets names {named[0]!r}, of a text encoder: that needs --lora.text_encoders.")
         if self.init not in INITS:
             raise ValueError(f"lora.init is {self.init!r}, it must be one of {', '.join(INITS)}.")
 
@@ -75,17 +77,22 @@ class LoRA:
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def attach(network: nn.Module, lora: LoRA, start: Mapping[str, Tensor], seed: int) -> dict[str, nn.Parameter]:
-    """Adapters into the network, which start as those of a file where there are any; the tensors by name."""
-    named = _injected(network, lora, seed)
+def attach(
+    network: nn.Module, lora: LoRA, start: Mapping[str, Tensor], seed: int, prefix: str = ""
+) -> dict[str, nn.Parameter]:
+    """Adapters into the network, which start as those of a file where there are any; the tensors by name.
+
+    prefix: what stands before the names of its layers, here and in `start`.
+    """
+    named = _injected(network, lora, seed, prefix)
     if start:
         _begin_at(named, start, lora)
     if lora.dora:
-        _measure(network, named, start)
+        _measure(network, named, start, prefix)
     return named
 
 
-def _injected(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Parameter]:
+def _injected(network: nn.Module, lora: LoRA, seed: int, prefix: str) -> dict[str, nn.Parameter]:
     from peft import LoraConfig, inject_adapter_in_model
 
     _check_targets(network, lora)
@@ -101,7 +108,7 @@ def _injected(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Paramet
     for layer in adapter_layers(network):
         layer.cast_input_dtype_enabled = False  # autocast decides; a cast to fp32 before it only costs memory
     mark = f".{ADAPTER}."
-    named = {n.replace(mark, "."): p for n, p in network.named_parameters() if mark in n}
+    named = {prefix + n.replace(mark, "."): p for n, p in network.named_parameters() if mark in n}
     for name, parameter in named.items():
         # fp32 before drawing: drawn in the base's half precision it would be another adapter
         value = torch.zeros(parameter.shape)
@@ -117,12 +124,12 @@ def _injected(network: nn.Module, lora: LoRA, seed: int) -> dict[str, nn.Paramet
 
 
 @torch.no_grad()
-def _measure(network: nn.Module, named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor]) -> None:
+def _measure(network: nn.Module, named: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], prefix: str) -> None:
     """DoRA's lengths in fp32, which start as those of W + (alpha / rank) B A where the file has none."""
     from peft.utils.integrations import dequantize_module_weight
 
     for name, layer in network.named_modules():
-        if (key := name + MAGNITUDE) not in named:
+        if (key := prefix + name + MAGNITUDE) not in named:
             continue
         dora: Any = layer.lora_magnitude_vector[ADAPTER]
         # peft takes them in the precision of the input: in bf16 the start would be off the base by 0.4 % a layer.

@@ -31,15 +31,15 @@ def exact(policy: Policy) -> Iterator[None]:
     Texts are encoded anew inside. A quantised network stays as it is.
     """
     own = _latent(policy)
-    half, texts = own._half, own._texts
+    half, texts, read = own._half, own._texts, own._read_by
     with ExitStack() as stack:
         for part in (own._denoiser, *own._encoders, own._vae):
             stack.enter_context(in_fp32(part))
-        own._half, own._texts = None, TextCache(own._encode_texts)
+        own._half, own._texts, own._read_by = None, TextCache(own._encode_texts), {}
         try:
             yield
         finally:
-            own._half, own._texts = half, texts
+            own._half, own._texts, own._read_by = half, texts, read
 
 
 @contextmanager
@@ -57,18 +57,21 @@ def in_fp32(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def bare(policy: Policy) -> Iterator[None]:
-    """The network with its own layers in the place of those that have an adapter."""
+    """The model with its own layers in the place of those that have an adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    network = _latent(policy)._denoiser
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
+    own = _latent(policy)
+    parts = (own._denoiser, *(encoder.network for encoder in own._trained))
+    found = [(one, *pair) for one in parts for pair in one.named_modules() if isinstance(pair[1], BaseTunerLayer)]
+    read, own._read_by = own._read_by, {}
     try:
-        for name, layer in layers.items():
-            network.set_submodule(name, layer.get_base_layer())
+        for part, name, layer in found:
+            part.set_submodule(name, layer.get_base_layer())
         yield
     finally:
-        for name, layer in layers.items():
-            network.set_submodule(name, layer)
+        for part, name, layer in found:
+            part.set_submodule(name, layer)
+        own._read_by = read
 
 
 @torch.no_grad()
@@ -97,7 +100,7 @@ def own_chain(
     finally:
         pipeline.scheduler = before
         del pipeline.check_inputs
-        for part in (*own._encoders, *([own._vae] if own._visits else [])):
+        for part in (*own._visitors, *([own._vae] if own._visits else [])):
             part.to("cpu")
     return own._drawn(found.images, x)
 

@@ -74,7 +74,7 @@ def _distilled(config: Config) -> Guiding:
 class Network(NamedTuple):
     """What is to be known of a class of networks before any weights are read."""
 
-    example: str  # the function that makes a call of it, for the estimate: (network, shape, tokens) -> call
+    example: str  # the function that makes a call of it, for the estimate: (network, shape, tokens, live) -> call
     tokens: Callable[[Config, int, bool], int] = _clips  # of a text, by config, those of its CLIP, whether it has a T5
     guiding: Callable[[Config], Guiding] | None = None  # by its config; None is two rows
 

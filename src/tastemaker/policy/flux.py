@@ -97,6 +97,12 @@ class Flux(LatentPolicy):
         context, pooled, _ = self._pipeline.encode_prompt(text, text, self.device, max_sequence_length=self._tokens)
         return {"text": context, "pooled": pooled}
 
+    def _encode_live(self, text: str) -> Encoded:
+        return {"pooled": self._pipeline._get_clip_prompt_embeds(text, 1, self.device)}
+
+    def _encode_fixed(self, text: str) -> Encoded:
+        return {"text": self._pipeline._get_t5_prompt_embeds(text, 1, self._tokens, self.device)}
+
     def _longest(self) -> tuple[Any, int]:
         return self._pipeline.tokenizer_2, self._tokens
 
@@ -114,12 +120,14 @@ def _unpacked(patches: Tensor, like: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
 
 
-def example(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of it on the meta device, with texts of so many tokens."""
+def example(
+    transformer: Any, shape: tuple[int, int, int, int], tokens: int, live: bool
+) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of it on the meta device, with texts of so many tokens; their summary has a gradient where it is `live`."""
     rows, config = shape[0], transformer.config
     with torch.device("meta"):
         x, t = _packed(torch.empty(shape)), torch.zeros(rows)
         text = torch.empty(rows, tokens, config.joint_attention_dim)
-        pooled = torch.empty(rows, config.pooled_projection_dim)
+        pooled = torch.empty(rows, config.pooled_projection_dim, requires_grad=live)  # T5's tokens are never trained
         places = torch.zeros(x.shape[1], 3), torch.zeros(tokens, 3)
     return lambda: transformer(x, text, pooled, t, *places, t if config.guidance_embeds else None, return_dict=False)

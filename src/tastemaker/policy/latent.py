@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tastemaker.policy import pipelines, sharding, switches
-from tastemaker.policy.conditioning import Conditioning, Encoded, TextCache
+from tastemaker.policy.conditioning import Conditioning, TextCache
+from tastemaker.policy.encoders import Encoder, check
 from tastemaker.policy.hub import INDEX
 from tastemaker.policy.load import Request, half, quiet
 from tastemaker.policy.lora_file import named_for_file, read
 from tastemaker.policy.policy import Rows
+from tastemaker.policy.reading import Reading
 from tastemaker.policy.sizes import vae_factor
 from tastemaker.policy.weights import Weights
 from tastemaker.process.prediction import Prediction
@@ -32,7 +33,7 @@ CPU_PIXELS = 256 * 256  # the activations of more leave a CPU's caches, and a ca
 KEPT_PIXELS = 256 * 256  # in all: so few that keeping their graph costs little beside the chain's
 
 
-class LatentPolicy(ABC):
+class LatentPolicy(Reading):
     """A `Policy` around a diffusers pipeline.
 
     A family's `__init__` calls this one, which reads the pipeline; sets `latent_shape`, `_scheduler` and `_prediction`;
@@ -51,7 +52,8 @@ class LatentPolicy(ABC):
         """kind: the diffusers pipeline class; component: its name for the network that is trained."""
         switches.check(request)
         lora = request.lora  # its file is small: what is wrong with it is said before gigabytes are read
-        self._start = read(lora.file, kind, component) if lora and lora.file else None
+        trained = self.trainable if lora and lora.text_encoders else ()
+        self._start = read(lora.file, kind, component, trained) if lora and lora.file else None
         self.device = request.device
         self.rows = Rows()
         self._half = half(request.mixed_precision)
@@ -73,7 +75,8 @@ class LatentPolicy(ABC):
         self._denoiser, self._vae = getattr(self._pipeline, component), self._pipeline.vae
         self._encoders = [one for one in (getattr(self._pipeline, name) for name in texts) if one is not None]
         self._schedules: dict[int, Schedule] = {}
-        self._texts = TextCache(self._encode_texts)
+        self._texts, self._read_by, self._again = TextCache(self._encode_texts), {}, request.gradient_checkpointing
+        self._trained = tuple(self._trainable(name) for name in trained)
         self._calls: sharding.Calls | None = None
 
     def _begin(self, request: Request) -> None:
@@ -93,8 +96,18 @@ class LatentPolicy(ABC):
             self._weights: Weights = self._calls.weights
         else:
             network.to(self.device, memory_format=self._format)
-            self._weights = Weights(network, request.lora, sets=request.sets, start=self._start, seed=request.seed)
+            for encoder in self._trained:
+                encoder.network.to(self.device)
+            lora, start = request.lora, self._start
+            self._weights = Weights(
+                network, lora, sets=request.sets, start=start, seed=request.seed, encoders=self._trained
+            )
         self._start = None
+
+    def _trainable(self, part: str) -> Encoder:
+        network = getattr(self._pipeline, part)
+        check(self._files.model, part, network)
+        return Encoder(part, network, self.unread.get(part, 0))
 
     # ---- what a family says
 
@@ -105,14 +118,6 @@ class LatentPolicy(ABC):
     @abstractmethod
     def _grid(self, steps: int) -> Schedule:
         """The model's own time grid."""
-
-    @abstractmethod
-    def _encode_text(self, text: str) -> Encoded:
-        """[1, ...] of each entry of `reads`, on the policy's device."""
-
-    @abstractmethod
-    def _longest(self) -> tuple[Any, int]:
-        """The tokenizer that reads furthest into a text, and how many tokens that is."""
 
     def _asked(self, x: Tensor) -> dict[str, Any]:
         """How its pipeline's own call is told to begin at x, and what else it has to be told to read texts as here."""
@@ -137,9 +142,6 @@ class LatentPolicy(ABC):
             self._schedules[steps] = self._grid(steps).to(self.device)
         return self._schedules[steps]
 
-    def encode(self, prompts: Sequence[str], negative: str = "") -> Conditioning:
-        return self._texts.conditioning(prompts, negative, self.device)
-
     def predict(
         self, x: Tensor, i: int | Tensor, schedule: Schedule, conditioning: Conditioning, guidance: float | Tensor
     ) -> Prediction:
@@ -151,18 +153,19 @@ class LatentPolicy(ABC):
         if isinstance(i, Tensor):
             i = i.to(self.device)
         t = schedule.t[i].expand(len(x))
-        texts = [conditioning.positive_rows(name) for name in self.reads]
-        if (told := self._told(guidance, t)) is not None:
-            output = self._network(x, t, [*texts, *told])
-        elif isinstance(guidance, Tensor) or guidance > 1.0:
-            negative = [conditioning.negative_rows(name) for name in self.reads]
+        told = self._told(guidance, t)
+        guided = told is None and (isinstance(guidance, Tensor) or guidance > 1.0)
+        read = self._table(conditioning, guided)
+        texts = [read.positive_rows(name) for name in self.reads]
+        if guided:
+            negative = [read.negative_rows(name) for name in self.reads]
             both = [torch.cat(pair) for pair in zip(negative, texts, strict=True)]
             away, toward = self._network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
             if isinstance(guidance, Tensor):
                 guidance = guidance.to(away).clamp(min=1.0).view(-1, 1, 1, 1)
             output = away + guidance * (toward - away)
         else:
-            output = self._network(x, t, texts)
+            output = self._network(x, t, [*texts, *(told or ())])
         alpha, sigma = schedule.at(i, x)
         return self._prediction(output, x, alpha, sigma)
 
@@ -170,12 +173,14 @@ class LatentPolicy(ABC):
         """One call: [B,C,h,w], fp32 whatever the network computes in."""
         self.rows.add(len(x))
         x = x.float().contiguous(memory_format=self._format)  # latents of fp64 are for the arithmetic around it alone
-        # The cache of low-precision copies is off: entries made without a graph would serve a call that needs one,
-        # entries of one weight set a call with another. Within one call every weight is read once, so it saves nothing.
-        half = torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False)
-        with half, self._weights.calling():
+        with self._precision(), self._weights.calling():
             output = self._call(x, t, *texts) if self._calls is None else self._calls.told(self._call, x, t, *texts)
         return output.float().contiguous()
+
+    def _precision(self) -> torch.autocast:
+        # The cache of low-precision copies is off: entries made without a graph would serve a call that needs one,
+        # entries of one weight set a call with another. Within one call every weight is read once, so it saves nothing.
+        return torch.autocast(self.device.type, self._half, enabled=self._half is not None, cache_enabled=False)
 
     def _example(self, texts: Conditioning) -> None:
         """One call of the network that counts for nothing."""
@@ -267,34 +272,3 @@ class LatentPolicy(ABC):
     def save_pipeline(self, folder: Path) -> None:
         """The whole model in diffusers layout, the tuned network and all that its base has beside it."""
         pipelines.write(self._pipeline, self._files, folder)
-
-    # ---- texts
-
-    @torch.no_grad()
-    def _encode_texts(self, texts: list[str]) -> list[Encoded]:
-        """Without the batch's dimension, on the CPU; the text encoders visit the device only for this.
-
-        One text a call: in a batch the last bits would depend on which texts the cache already held, and a resumed run
-        would differ from an uninterrupted one.
-        """
-        self._warn_of_truncation(texts)
-        try:
-            for encoder in self._encoders:
-                encoder.to(self.device)
-            with quiet():
-                found = [self._encode_text(text) for text in texts]
-            return [{name: tensor[0].cpu() for name, tensor in one.items()} for one in found]
-        finally:
-            for encoder in self._encoders:
-                encoder.to("cpu")
-
-    def too_long(self, texts: Sequence[str]) -> tuple[list[str], int]:
-        """Those that are not read to their end, and how many tokens are read."""
-        tokenizer, most = self._longest()
-        return [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > most], most
-
-    def _warn_of_truncation(self, texts: list[str]) -> None:
-        long, most = self.too_long(texts)
-        if long:
-            many = f"{len(long)} of {len(texts)} prompts are longer than the {most} tokens this model reads"
-            warnings.warn(f"{many}; the rest of each is not seen by it. The first: {long[0]!r}", stacklevel=2)

@@ -6,19 +6,21 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
+from tastemaker.policy.encoders import MODEL, is_encoders
 from tastemaker.policy.hub import reason, refusals
 from tastemaker.policy.load import quiet
 from tastemaker.policy.single_file import read_header
 
 PEFT = "base_model.model."  # what peft itself puts before the names of a network's layers
 DIFFUSERS, PEFTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # what they call their files
+BESIDE = (MODEL, "text_projection")  # what lies in a text encoder itself
 OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
 
 # For diffusers, which reads in it how kohya's files count the blocks of SDXL through. (Those of SD 1 and 2 do not.)
@@ -41,40 +43,80 @@ STRANGERS = (
 )
 
 
-def read(file: str, pipeline: Any, component: str) -> dict[str, Tensor]:
+def read(file: str, pipeline: Any, component: str, encoders: Sequence[str] = ()) -> dict[str, Tensor]:
     """`<layer>.lora_A.weight` and `<layer>.lora_B.weight` of one component, fp32, the file's scale baked into B.
 
-    Of a DoRA `<layer>.lora_magnitude_vector.weight` too.
+    Of a DoRA `<layer>.lora_magnitude_vector.weight` too. Those of the text encoders among `encoders` are called
+    `text_encoder.text_model.<layer>`, as in `policy.encoders`.
     pipeline: the diffusers pipeline class whose files these are; component: "unet" or "transformer".
-    Reads safetensors only. Keys of another component (a tuned text encoder) are left out with a warning.
+    Reads safetensors only. Keys of another part (a text encoder that is not asked for) are left out with a warning.
     """
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
     path = _place(Path(file).expanduser(), file)
     _refuse_strangers(path, file)
     state, alphas, settings = _state(str(path) if path.exists() else file, file, pipeline, component)
     bare = not any(key.startswith(OTHERS) for key in state)  # saved from a network alone, by diffusers or by peft
     if bare and any(key.removeprefix(PEFT).startswith(ROOTS[component]) for key in state):
         state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
-    own = {key.removeprefix(f"{component}."): value for key, value in state.items() if key.startswith(f"{component}.")}
-    if not own:
+    if not any(key.startswith(f"{component}.") for key in state):
         raise ValueError(f"--lora {file}: it tunes no layer of the {component}, which is what is trained here.")
-    if len(own) < len(state):
-        warnings.warn(
-            f"--lora {file}: {len(state) - len(own)} of its {len(state)} tensors do not belong to the {component}; "
-            "they are left out, so pictures may differ from what other programs show with this file.",
-            stacklevel=2,
-        )
-    named = {key.removeprefix(f"{component}.").removesuffix(".alpha"): a for key, a in alphas.items()}
-    by_layer = {key.split(".lora_")[0]: a for key, a in convert_unet_state_dict_to_peft(named).items()}
+    _warn_of_rest(state, file, component, encoders)
+    told, peft = settings, {} if settings else _peft_settings(path)
+    own = _part(state, alphas, told or peft, component)
+    for part in encoders:
+        found = _part(state, alphas, told, part)
+        own |= {f"{part}.{'' if key.startswith(BESIDE) else MODEL}{key}": tensor for key, tensor in found.items()}
+    return own
+
+
+def _warn_of_rest(state: Mapping[str, Tensor], file: str, component: str, encoders: Sequence[str]) -> None:
+    """Says of tensors that are left out."""
+    parts = (component, *encoders)
+    read = tuple(f"{part}." for part in parts)
+    rest = [key for key in state if not key.startswith(read)]
+    if not rest:
+        return
+    tuned = not encoders and any(map(is_encoders, rest))
+    hint = " --lora.text_encoders takes in what it tunes of CLIP text encoders." if tuned else ""
+    warnings.warn(
+        f"--lora {file}: {len(rest)} of its {len(state)} tensors do not belong to the {' or the '.join(parts)}; "
+        f"they are left out, so pictures may differ from what other programs show with this file.{hint}",
+        stacklevel=3,
+    )
+
+
+def _part(
+    state: Mapping[str, Tensor], alphas: Mapping[str, float], told: Mapping[str, Any], part: str
+) -> dict[str, Tensor]:
+    """The tensors of one part by its own names, the scale inside B. told: diffusers' settings, or peft's bare ones."""
+    start, convert = f"{part}.", _encoders_names if is_encoders(part) else _denoisers_names
+    own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    # What does not say whose it is comes from a file of the denoiser alone.
+    mine = {key: a for key, a in alphas.items() if key.startswith(start) or not (is_encoders(part) or is_encoders(key))}
+    named = {key.removeprefix(start).removesuffix(".alpha"): a for key, a in mine.items()}
+    by_layer = {key.split(".lora_")[0]: a for key, a in convert(named).items()}
     by_layer |= {key.removesuffix(".alpha"): float(value) for key, value in own.items() if key.endswith(".alpha")}
     own = {key: value for key, value in own.items() if not key.endswith(".alpha")}
     if not any(".lora_A." in key for key in own):
-        own = convert_unet_state_dict_to_peft(own)
+        own = convert(own)
     own = {f"{key}.weight" if key.endswith(".lora_magnitude_vector") else key: value for key, value in own.items()}
-    told = settings or _peft_settings(path)
-    scales = _Scales(by_layer, {key.removeprefix(f"{component}."): value for key, value in told.items()})
+    scales = _Scales(by_layer, {key.removeprefix(start): value for key, value in told.items()})
     return {key: tensor.float() * (scales.of(key, tensor) if ".lora_B." in key else 1.0) for key, tensor in own.items()}
+
+
+def _denoisers_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    found: dict[str, Any] = convert_unet_state_dict_to_peft(state)
+    return found
+
+
+def _encoders_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Of both spellings that diffusers has had."""
+    from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft
+
+    found: dict[str, Any] = convert_state_dict_to_peft(state, StateDictType.DIFFUSERS_OLD)
+    found = convert_state_dict_to_peft(found, StateDictType.DIFFUSERS)
+    return found
 
 
 def _place(path: Path, file: str) -> Path:
@@ -156,9 +198,15 @@ def named_for_file(adapter: Mapping[str, Tensor], component: str) -> dict[str, T
     """The names of diffusers' own files of that component; those of a transformer are what ComfyUI reads too.
 
     A UNet's `<layer>.lora.down.weight` (A) and `.lora.up.weight` (B), a transformer's `<layer>.lora_A.weight` and
-    `.lora_B.weight`, with the component in front; a DoRA's lengths have peft's name in both.
+    `.lora_B.weight`, with the component in front; a DoRA's lengths have peft's name in both. Beside a UNet a text
+    encoder's are `<layer>.lora_linear_layer.down.weight` and `.lora_linear_layer.up.weight`.
     """
-    a, b = (".lora.down.", ".lora.up.") if component == "unet" else (".lora_A.", ".lora_B.")
-    return {
-        f"{component}." + name.replace(".lora_A.", a).replace(".lora_B.", b): tensor for name, tensor in adapter.items()
-    }
+    own = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
+    encoders = {".lora_A.": ".lora_linear_layer.down.", ".lora_B.": ".lora_linear_layer.up."}
+    found = {}
+    for name, tensor in adapter.items():
+        file_name = name if is_encoders(name) else f"{component}.{name}"
+        for part, other in (encoders if is_encoders(name) else own).items() if component == "unet" else ():
+            file_name = file_name.replace(part, other)
+        found[file_name] = tensor
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
+from torch.nn import functional
 
 from tastemaker.policy import flow, switches
 from tastemaker.policy.conditioning import Encoded
@@ -34,6 +35,7 @@ class StableDiffusion3(LatentPolicy):
 
     reads = ("text", "pooled")
     needs = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    trainable = ("text_encoder", "text_encoder_2")
 
     def __init__(self, request: Request) -> None:
         super().__init__(request, StableDiffusion3Pipeline, COMPONENT)
@@ -77,16 +79,39 @@ class StableDiffusion3(LatentPolicy):
         )
         return {"text": context, "pooled": pooled}
 
+    def _encode_live(self, text: str) -> Encoded:
+        """Where there is a T5, text [1,L,D'] is of both CLIPs alone."""
+        if self._pipeline.text_encoder_3 is None:
+            return self._encode_text(text)
+        both = [self._pipeline._get_clip_prompt_embeds(text, 1, self.device, clip_model_index=k) for k in (0, 1)]
+        text_rows, pooled = (torch.cat(column, -1) for column in zip(*both, strict=True))
+        return {"text": text_rows, "pooled": pooled}
+
+    def _encode_fixed(self, text: str) -> Encoded:
+        """T5's tokens."""
+        if self._pipeline.text_encoder_3 is None:
+            return {}
+        return {"t5": self._pipeline._get_t5_prompt_embeds(text, 1, PADDING, self.device)}
+
+    def _joined(self, live: Encoded, fixed: Encoded) -> Encoded:
+        if not fixed:
+            return live
+        tokens = fixed["t5"]
+        wide = functional.pad(live["text"], (0, tokens.shape[-1] - live["text"].shape[-1]))
+        return {"text": torch.cat([wide, tokens], 1), "pooled": live["pooled"]}
+
     def _longest(self) -> tuple[Any, int]:
         if self._pipeline.text_encoder_3 is not None:
             return self._pipeline.tokenizer_3, PADDING
         return self._pipeline.tokenizer, self._pipeline.tokenizer_max_length
 
 
-def example(transformer: Any, shape: tuple[int, int, int, int], tokens: int) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of it on the meta device, with texts of so many tokens."""
+def example(
+    transformer: Any, shape: tuple[int, int, int, int], tokens: int, live: bool
+) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of it on the meta device, with texts of so many tokens, which have a gradient where they are `live`."""
     with torch.device("meta"):
         x, t = torch.empty(shape), torch.zeros(shape[0])
-        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim)
-        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim)
+        text = torch.empty(shape[0], tokens, transformer.config.joint_attention_dim, requires_grad=live)
+        pooled = torch.empty(shape[0], transformer.config.pooled_projection_dim, requires_grad=live)
     return lambda: transformer(x, text, pooled, t, return_dict=False)

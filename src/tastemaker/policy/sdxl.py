@@ -6,15 +6,14 @@ fp32 unless its config says that it need not be (force_upcast: false).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from tastemaker.policy.conditioning import Conditioning, Encoded
+from tastemaker.policy.conditioning import Encoded
 from tastemaker.policy.load import Request
 from tastemaker.policy.sizes import vae_factor
 from tastemaker.policy.unet import UNetPolicy
@@ -31,6 +30,8 @@ class StableDiffusionXL(UNetPolicy):
 
     reads = ("text", "pooled")
     needs = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    trainable = ("text_encoder", "text_encoder_2")
+    unread: ClassVar = {"text_encoder": 1}  # its last but one layer is read; of the other, the summary of the last too
 
     def __init__(self, request: Request) -> None:
         super().__init__(request, StableDiffusionXLPipeline, COMPONENT)
@@ -45,12 +46,9 @@ class StableDiffusionXL(UNetPolicy):
         output: Tensor = self._denoiser(x, t, text, added_cond_kwargs=added, return_dict=False)[0]
         return output
 
-    def encode(self, prompts: Sequence[str], negative: str = "") -> Conditioning:
+    def _is_silence(self, negative: str) -> bool:
         """Without a negative prompt guidance moves away from zeros, where the model was published so."""
-        found = super().encode(prompts, negative)
-        if negative or not self._pipeline.config.force_zeros_for_empty_prompt:
-            return found
-        return replace(found, negative={name: torch.zeros_like(tensor) for name, tensor in found.negative.items()})
+        return not negative and bool(self._pipeline.config.force_zeros_for_empty_prompt)
 
     def _encode_text(self, text: str) -> Encoded:
         """text [1,L,D], the last but one layer of both encoders side by side; pooled [1,P] of the second."""

@@ -71,14 +71,18 @@ def _scheduler(model: str, own: Any) -> DDIMScheduler:
     return scheduler
 
 
-def example(unet: Any, shape: tuple[int, int, int, int], tokens: int) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of it on the meta device, with texts of so many tokens, perhaps their summary and the picture's size."""
+def example(unet: Any, shape: tuple[int, int, int, int], tokens: int, live: bool) -> Callable[[], tuple[Tensor, ...]]:
+    """A call of it on the meta device, with texts of so many tokens, perhaps their summary and the picture's size.
+
+    live: the texts have a gradient.
+    """
     rows, config = shape[0], unet.config
     with torch.device("meta"):
         x, t = torch.empty(shape), torch.zeros(rows)
-        text = torch.empty(rows, tokens, config.cross_attention_dim)
+        text = torch.empty(rows, tokens, config.cross_attention_dim, requires_grad=live)
         added: dict[str, Tensor] | None = None
         if config.addition_embed_type == "text_time":
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-            added = {"text_embeds": torch.empty(rows, pooled), "time_ids": torch.zeros(rows, 6)}
+            summary = torch.empty(rows, pooled, requires_grad=live)
+            added = {"text_embeds": summary, "time_ids": torch.zeros(rows, 6)}
     return lambda: unet(x, t, text, added_cond_kwargs=added, return_dict=False)

@@ -1,8 +1,8 @@
-"""`Weights`: the trainable part of a network, and the named sets it can be exchanged for. The same for all families."""
+"""`Weights`: the trainable part of a model, and the named sets it can be exchanged for. The same for all families."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from tastemaker import shards
 from tastemaker.dropping import dropping
 from tastemaker.policy.adapter import LoRA, adapter_layers, attach, droppers
+from tastemaker.policy.encoders import Encoder, is_encoders, of_denoiser
 
 CURRENT = "current"
 
 
 class Weights:
     """One adapter, or with `lora=None` the whole network; and copies of it by name.
+
+    `encoders`: text encoders that get adapters too; the names of their tensors begin with the part's.
 
     The set "base" is the untrained network: with an adapter it is the adapter switched off and costs nothing; in full
     tuning it is a kept copy. Every other set starts as a copy of the trainable tensors. A set is used by exchanging
@@ -31,21 +34,42 @@ class Weights:
         sets: tuple[str, ...] = ("base",),
         start: Mapping[str, Tensor] | None = None,
         seed: int = 0,
+        encoders: Sequence[Encoder] = (),
     ) -> None:
-        network.requires_grad_(False)
-        self.lora = lora
-        self._named = attach(network, lora, start or {}, seed) if lora else dict(network.named_parameters())
+        trained = [network, *(encoder.network for encoder in encoders)]
+        for one in trained:
+            one.requires_grad_(False)
+        self.lora, start = lora, start or {}
+        own = {name: tensor for name, tensor in start.items() if not is_encoders(name)}
+        self._named = attach(network, of_denoiser(lora), own, seed) if lora else dict(network.named_parameters())
+        self._of_encoders: list[nn.Parameter] = []
+        for encoder in encoders:
+            assert lora is not None, "text encoders are trained by adapters alone"
+            added = encoder.attach(lora, start, seed)
+            self._named |= added
+            self._of_encoders += added.values()
         for parameter in self._named.values():
             if parameter.dtype.itemsize < 4:
                 parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-        network.eval()  # the network's own dropout stays off: it would make the ratio of two probabilities random
-        self._layers = adapter_layers(network) if lora else []
-        self._dropping = droppers(network) if lora else []
+        for one in trained:
+            one.eval()  # its own dropout stays off: it would make the ratio of two probabilities random
+        self._layers = [layer for one in trained for layer in adapter_layers(one)] if lora else []
+        self._dropping = [module for one in trained for module in droppers(one)] if lora else []
         copied = [name for name in sets if not (lora and name == "base")]
         self._sets = {name: [p.detach().clone() for p in self.parameters()] for name in copied}
         self._active = CURRENT
         self._own: list[Tensor] = []
+
+    @property
+    def active(self) -> str:
+        """The set in use."""
+        return self._active
+
+    def of_encoders(self) -> Tensor:
+        """What the set in use makes of the text encoders: a copy of all their tensors, end to end; of the base none."""
+        found = [] if self._active == "base" else [p.detach().flatten() for p in self._of_encoders]
+        return torch.cat(found) if found else torch.empty(0)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self._named.values())
