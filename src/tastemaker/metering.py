@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tastemaker.build import attribute
 from tastemaker.dropping import dropping
 from tastemaker.policy.adapter import LoRA, droppers
-from tastemaker.policy.families import NETWORKS
+from tastemaker.policy.families import NETWORKS, resolve
 from tastemaker.policy.load import half, quiet
 from tastemaker.policy.switches import tile
 from tastemaker.policy.weights import Weights
@@ -221,7 +220,7 @@ def denoising(
     denoiser: Any = network(config, lora, precision)
     (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
     live = grad and lora is not None and lora.text_encoders
-    call = attribute(NETWORKS[json.loads(config)["_class_name"]].example)(denoiser, shape, tokens, live)
+    call = resolve(NETWORKS[json.loads(config)["_class_name"]].example)(denoiser, shape, tokens, live)
     with dropping(droppers(denoiser) if grad else (), torch.device("meta"), 0):
         return measure(denoiser, lambda: call()[0], half=half(precision), kernel=kernel, grad=grad)
 

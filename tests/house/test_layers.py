@@ -82,7 +82,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "shapes.gates": (JUDGING | {"evaluation", "shapes"}, {"torch", "numpy", "PIL", "diffusers", "tqdm"}),
     "shapes": (
         # rewards.preprocess: its CLIP learns on pictures as rewards show them.
-        {"process", "prompts", "policy.padding", "rewards.reward", "rewards.preprocess", "shapes"},
+        {"process", "prompts", "policy.families", "policy.padding", "rewards.reward", "rewards.preprocess", "shapes"},
         {"torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "tqdm"},
     ),
 }

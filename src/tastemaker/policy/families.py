@@ -9,6 +9,7 @@ row: it is told how far (Meng et al. 2023, arXiv:2210.03142), or has learned one
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -85,3 +86,9 @@ NETWORKS = {
     "FluxTransformer2DModel": Network("tastemaker.policy.flux:example", _t5s, _distilled),
 }
 """By `_class_name` of the network's own config.json."""
+
+
+def resolve(entry: str) -> Any:
+    """The object that a table's "module:name" says."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -123,7 +123,7 @@ def _unpacked(patches: Tensor, like: Tensor) -> Tensor:
 def example(
     transformer: Any, shape: tuple[int, int, int, int], tokens: int, live: bool
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A call of it on the meta device, with texts of so many tokens; their summary has a gradient where it is `live`."""
+    """A call of it on the meta device, with texts of so many tokens; `live`: their summary has a gradient."""
     rows, config = shape[0], transformer.config
     with torch.device("meta"):
         x, t = _packed(torch.empty(shape)), torch.zeros(rows)

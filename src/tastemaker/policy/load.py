@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tastemaker.policy import single_file
-from tastemaker.policy.families import FAMILIES
+from tastemaker.policy.families import FAMILIES, resolve
 from tastemaker.policy.hub import INDEX, fetch, present_id, reason, refusals, silence
 from tastemaker.policy.single_file import SingleFile
 
@@ -128,7 +127,7 @@ def half(mixed_precision: str) -> torch.dtype | None:
 def folder(model: str) -> Path | None:
     """The local folder of a built-in name or path, None for what can only be a hub id."""
     if model in BUILT_IN:
-        return Path(_resolve(BUILT_IN[model])())
+        return Path(resolve(BUILT_IN[model])())
     path = Path(model).expanduser()
     return path if path.is_dir() else None
 
@@ -174,7 +173,7 @@ def family_name(files: Files) -> str:
 def _family(files: Files) -> Callable[[Request], Exportable]:
     name = family_name(files)
     with quiet():  # importing diffusers' pipelines gives advice too
-        family: Callable[[Request], Exportable] = _resolve(FAMILIES[name])
+        family: Callable[[Request], Exportable] = resolve(FAMILIES[name])
     return family
 
 
@@ -279,8 +278,3 @@ def _read(model: str, path: Path) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise ValueError(f"--model {model}: {path} holds no JSON object. Save or download the model again.")
     return index
-
-
-def _resolve(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
