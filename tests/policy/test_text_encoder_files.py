@@ -27,11 +27,12 @@ from tastemaker.policy.load import quiet
 from tastemaker.policy.lora_file import named_for_file
 from tastemaker.process.samplers import DDIM
 from tastemaker.subjects import Part, adapter_of, lora_of, of_flags, policy_of
+from thinning import slow_but
 
 LEARNS = {"sdxl": "ddpo", "sd3": "flow_grpo", "sd3-t5": "diffusion_nft", "flux": "draft"}
 
 
-@pytest.mark.parametrize("family", LEARNS)
+@pytest.mark.parametrize("family", slow_but(LEARNS, {"flux", "sd3-t5"}))
 def test_a_run_learns_and_its_file_draws_what_it_learned(family: str, tmp_path: Path) -> None:
     model = str(MADE[family](tmp_path / "model"))
     steps: Any = DDIM(1.0) if family == "sdxl" else tm.FlowSDE()
@@ -105,7 +106,7 @@ def with_mlp(adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("family", slow_but(["sd", "sdxl"], {"sd"}))
 def test_kohyas_spelling_is_read_here_and_by_diffusers(family: str, tmp_path: Path) -> None:
     make = (lambda place: tiny_xl.save(place, unet={"layers_per_block": 2})) if family == "sdxl" else MADE["sd"]
     model = str(make(tmp_path / "model"))
