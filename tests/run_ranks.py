@@ -32,7 +32,7 @@ def settings(model: str, folder: Path) -> dict[str, Any]:
 def whole(model: str, folder: Path) -> dict[str, Any]:
     told: list[list[int]] = []
     run = tm.train(
-        **settings(model, folder / "run"),
+        **settings(model, folder / "run") | {"lora": tm.LoRA(text_encoders=True)},
         on_samples=lambda batches, step, trackers: told.append([step, sum(len(b[0]) for b in batches), len(trackers)]),
     )
     return {"done": run.done, "weights": str(run.weights), "told": told, "drawn": len(run.pipeline("cpu").unet.config)}

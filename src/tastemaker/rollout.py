@@ -137,7 +137,7 @@ class Transitions:
 class Rollout:
     """This device's pictures of one iteration and, of their random steps, what ratio algorithms need; fp32 on the host.
 
-    prompts, conditioning: B rows, the texts encoded once.
+    prompts, conditioning: B rows.
     steps: [B,K] the random steps of each.  times: [B,N] the states x[i] that are kept.
     path: [B,N,C,h,w].  old: [B,K] log-probabilities.  x0: [B,C,h,w].  reward: [B] `Iteration.worth`, NaN without score.
     """

@@ -202,12 +202,15 @@ def lora_of(found: Any) -> LoRA:
         raise ValueError("--lora.KEY has no effect without a file: give --lora FILE too.")
     settings["file"] = settings.pop("name")
     lora = cast(LoRA, build(LoRA, settings, Where("--lora", "lora")))
-    adapter = adapter_of(str(lora.file))[1]
     if "text_encoders" not in settings:
-        lora = replace(lora, text_encoders=tunes_encoders(adapter))
-    if not lora.text_encoders:
-        adapter = {name: tensor for name, tensor in adapter.items() if not is_encoders(name)}
-    return lora if {"rank", "targets"} & settings.keys() else _fitting(adapter, lora)
+        lora = replace(lora, text_encoders=tunes_encoders(adapter_of(str(lora.file))[1]))
+    return lora if {"rank", "targets"} & settings.keys() else _fitting(_adapter(lora), lora)
+
+
+def _adapter(lora: LoRA) -> Adapter:
+    """The tensors of its file that it takes in."""
+    found = adapter_of(str(lora.file))[1].items()
+    return {name: tensor for name, tensor in found if lora.text_encoders or not is_encoders(name)}
 
 
 def adapter_of(file: str) -> tuple[str, Adapter]:
@@ -245,10 +248,9 @@ def policy_of(subject: Subject, flags: Mapping[str, Any]) -> Policy:
 
 def _mixture(subject: Subject, flags: Mapping[str, Any]) -> Exportable:
     """The model with the mix of its LoRAs, which no file holds."""
-    parts = subject.mix or ()
-    adapter = mixed([Member(part.name, adapter_of(str(part.lora.file))[1], part.weight) for part in parts])
+    adapter = mixed([Member(part.name, _adapter(part.lora), part.weight) for part in subject.mix or ()])
     policy = _loaded(subject.tree, flags, _fitting(adapter, LoRA()))
-    # Layers of an encoder that this model has not are refused by then, and those without influence are left out.
+    # Of encoders, layers that this model has not are refused by then, and those without influence are left out.
     if left := sorted(name for name in adapter.keys() - policy.named_parameters().keys() if not is_encoders(name)):
         raise ValueError(
             f"{subject.name}: --model {subject.tree['model']} has no layer for {left[0]!r}. Use the model that the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from tastemaker.dropping import dropping
 from tastemaker.metering import Cost, measure, text_weights
 from tastemaker.policy.adapter import LoRA, droppers
-from tastemaker.policy.encoders import KINDS, PARTS, Encoder
+from tastemaker.policy.encoders import KINDS, PARTS, Encoder, is_idle
 from tastemaker.policy.load import half, quiet
 
 
@@ -41,15 +42,19 @@ def readers(model: Mapping[str, str], lora: LoRA | None, precision: str, kernel:
     if lora is None or not lora.text_encoders:
         return Readers()
     parts = trained(model)
+    if not parts:  # what is said of that when the model is loaded
+        return Readers()
     costs = [_reading(model[part], lora, precision, part, unread, kernel) for part, unread in parts.items()]
     tensors = [_trained(model[part], lora, precision, part, unread) for part, unread in parts.items()]
     size = 2 if half(precision) else 4
+    saved = sum(cost.saved + cost.copies for cost in costs)
+    rest = max(cost.peak - cost.saved - cost.copies for cost in costs)
     return Readers(
         frozen=size * sum(text_weights(model[part]) for part in parts),
         trained=tuple(p.numel() for found in tensors for p in found),
-        saved=sum(cost.saved + cost.copies for cost in costs),
-        peak=max(cost.peak for cost in costs),
-        rest=max(cost.peak - cost.saved - cost.copies for cost in costs),
+        saved=saved,
+        peak=saved + rest,
+        rest=rest,
     )
 
 
@@ -70,7 +75,9 @@ def _encoder(config: str, lora: LoRA, precision: str, part: str, unread: int) ->
 
     values = json.loads(config)
     kind = getattr(transformers, (values.get("architectures") or KINDS)[0])
-    values["num_hidden_layers"] = kind.config_class.from_dict(values).num_hidden_layers - unread
+    whole = kind.config_class.from_dict(values).num_hidden_layers
+    values["num_hidden_layers"] = whole - unread
+    lora = replace(lora, targets=tuple(one for one in lora.targets if not is_idle(one, whole, unread)))
     with torch.device("meta"), quiet():
         made = kind(kind.config_class.from_dict(values)).to(half(precision) or torch.float32)
     made.requires_grad_(False).eval()

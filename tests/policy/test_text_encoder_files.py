@@ -173,6 +173,11 @@ def test_mixes_take_the_encoders_along(tmp_path: Path) -> None:
     single, base = ours(policy_of(subject, {}), x, 2, 3.0), ours(load(runs.model(), lora=LoRA()), x, 2, 3.0)
     assert torch.equal(found[1.0], single) and torch.equal(found[0.0], base)
     assert not same(found[0.5], single) and not same(found[0.5], base)
+    alone = replace(lora, text_encoders=False, targets=LoRA().targets)
+    halves = replace(subject, lora=None, mix=(Part("mine", alone, 0.5),) * 2)
+    with pytest.warns(UserWarning, match=r"10 of its .* are left out"):
+        whole = ours(policy_of(replace(subject, lora=alone), {}), x, 2, 3.0)
+    assert same(ours(policy_of(halves, {}), x, 2, 3.0), whole) and not same(whole, single)
     for weight in (0.5, 1.0, 0.0):
         made = tastemaker.mix({file: weight}, output=tmp_path / f"{weight}.safetensors")
         assert torch.equal(ours(load(runs.model(), lora=lora_of(str(made))), x, 2, 3.0), found[weight])
@@ -230,6 +235,10 @@ def test_more_layers_of_an_encoder_are_named_in_full(tmp_path: Path) -> None:
     assert f"{layer}.lora_B.weight" in policy.named_parameters()
     with pytest.raises(ValueError, match=r"lora.targets names 'text_encoder.* that needs --lora.text_encoders"):
         LoRA(targets=more)
+    with pytest.raises(ValueError, match="lora.targets names layers of text encoders alone: name one of the denoiser"):
+        LoRA(text_encoders=True, targets=(layer,))
+    with pytest.raises(ValueError, match=r"'text_encoder_2\.\S+' is no layer of the text encoders that are trained"):
+        load(runs.model(), lora=LoRA(text_encoders=True, targets=(*more, layer.replace("encoder.", "encoder_2.", 1))))
     with pytest.raises(ValueError, match=r"lora.targets: there is no layer 'encoder.layers.9.mlp.fc2' in the text_enc"):
         load(runs.model(), lora=LoRA(text_encoders=True, targets=(*more, layer.replace("layers.0", "layers.9"))))
 
@@ -247,3 +256,13 @@ def test_kohyas_files_of_flux_are_read_whole(tmp_path: Path) -> None:
     products = [{layer: b @ a for layer, a, b in layers(one)} for one in (adapter, found)]
     assert products[0].keys() == products[1].keys()
     assert all(torch.allclose(products[0][layer], products[1][layer], atol=1e-6) for layer in products[0])
+
+
+def test_what_a_file_says_of_t5_is_left_out_and_it_is_said(tmp_path: Path) -> None:
+    policy = stirred(load(str(MADE["flux"](tmp_path / "model")), lora=LORA))
+    own, q = load_file(save(policy, tmp_path)), "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"
+    more = {f"{q}.lora_A.weight": torch.ones(2, 8), f"{q}.lora_B.weight": torch.ones(8, 2)}
+    save_file(own | more, tmp_path / "more.safetensors")
+    with pytest.warns(UserWarning, match=r"2 of its \d+ tensors do not belong to the transformer or the text_encoder;"):
+        found = adapter_of(str(tmp_path / "more.safetensors"))[1]
+    assert found.keys() == policy.named_parameters().keys()

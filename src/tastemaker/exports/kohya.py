@@ -17,7 +17,7 @@ from tastemaker.evaluation.mixing import Adapter, is_dora, layers
 from tastemaker.policy.encoders import PARTS, is_encoders
 
 DEEP = ".transformer_blocks.1."  # of all UNets read here, SDXL's alone has more than one in a place
-SECOND = "text_encoder_2."  # which SDXL alone has
+SECOND = "text_encoder_2."  # of the families with a UNet SDXL alone has one
 ROUND = 3  # numbers that a block of SDXL takes: two layers and a sampler on the way down, three layers on the way up
 LAYER = re.compile(r"(down|mid|up)_block(?:s\.(\d+))?\.(\w+)\.(\d+)\.(.+)")
 WAYS = {"down": ("input_blocks", 1), "up": ("output_blocks", 0)}  # and the number of their first layer

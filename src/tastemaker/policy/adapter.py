@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 ADAPTER = "learner"  # peft keeps adapters as attributes of modules: `train` would hide Module.train
 MAGNITUDE = ".lora_magnitude_vector.weight"  # what DoRA has in each layer beside A and B
 INITS = ("gaussian", "kaiming")
-ENCODER = "text_encoder"  # how the names of text encoders begin, and those of their layers
+OWNER = re.compile(r"text_encoder(_\d+)?\.")  # how the names of text encoders' layers begin
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class LoRA:
     init: str = "gaussian"
     """How A starts: `gaussian` (standard deviation 1 / rank) or `kaiming` (uniform within 1 / sqrt(inputs))."""
     file: str | None = None
-    """A LoRA file, folder or hub id to start from; of a rank up to `rank`, in layers among `targets`."""
+    """A LoRA file, folder or hub id to start from; of a rank up to `rank`, its denoiser's layers among `targets`."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -65,9 +66,11 @@ class LoRA:
             raise ValueError(f"lora.dropout is {self.dropout}, it must be a share from 0 up to, but not, 1.")
         if isinstance(self.targets, str) or not self.targets:
             raise ValueError(f"lora.targets is {self.targets!r}, it must be a list with one name or more.")
-        named = [one for one in self.targets if one.startswith((f"{ENCODER}.", f"{ENCODER}_"))]
+        named = [one for one in self.targets if OWNER.match(one)]
         if named and not self.text_encoders:
             raise ValueError(f"lora.targets names {named[0]!r}, of a text encoder: that needs --lora.text_encoders.")
+        if len(named) == len(self.targets):
+            raise ValueError("lora.targets names layers of text encoders alone: name one of the denoiser too.")
         if self.init not in INITS:
             raise ValueError(f"lora.init is {self.init!r}, it must be one of {', '.join(INITS)}.")
 

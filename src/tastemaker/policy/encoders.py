@@ -7,13 +7,13 @@ checkpoints and files are the same whatever is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tastemaker.policy.adapter import ENCODER, LoRA, attach
+from tastemaker.policy.adapter import OWNER, LoRA, attach
 
 PARTS = ("text_encoder", "text_encoder_2")  # those that are CLIPs in some family
 MODEL = "text_model."
@@ -58,9 +58,13 @@ class Encoder(NamedTuple):
 
     def _idle(self, name: str) -> bool:
         """Whether it belongs to a layer without influence."""
-        _, found, rest = name.partition("encoder.layers.")
-        last = self.network.config.num_hidden_layers
-        return bool(found) and int(rest.partition(".")[0]) in range(last - self.unread, last)
+        return is_idle(name, self.network.config.num_hidden_layers, self.unread)
+
+
+def is_idle(name: str, layers: int, unread: int) -> bool:
+    """Whether it belongs to one of the last, `unread`, of so many layers."""
+    _, found, rest = name.partition("encoder.layers.")
+    return bool(found) and int(rest.partition(".")[0]) in range(layers - unread, layers)
 
 
 def check(model: str, part: str, network: Any) -> None:
@@ -80,7 +84,15 @@ def of_denoiser(lora: LoRA) -> LoRA:
 
 def is_encoders(name: str) -> bool:
     """Whether a layer or tensor of that name belongs to a text encoder."""
-    return name.startswith(ENCODER)
+    return OWNER.match(name) is not None
+
+
+def check_targets(lora: LoRA, encoders: Sequence[Encoder]) -> None:
+    """Errors: ValueError for a target in a text encoder that is not trained."""
+    mine = tuple(f"{one.part}." for one in encoders)
+    if left := [one for one in lora.targets if is_encoders(one) and not one.startswith(mine)]:
+        trained = ", ".join(one.part for one in encoders)
+        raise ValueError(f"lora.targets: {left[0]!r} is no layer of the text encoders that are trained ({trained}).")
 
 
 def tunes_encoders(names: Iterable[str]) -> bool:

@@ -21,6 +21,7 @@ from tastemaker.policy.single_file import read_header
 PEFT = "base_model.model."  # what peft itself puts before the names of a network's layers
 DIFFUSERS, PEFTS = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # what they call their files
 BESIDE = (MODEL, "text_projection")  # what lies in a text encoder itself
+T5 = "encoder.block."  # which is never trained, has layers of these names
 OTHERS = ("text_encoder", "text_model", "unet.", "transformer.")  # beginnings of names that say whose layer it is
 
 # For diffusers, which reads in it how kohya's files count the blocks of SDXL through. (Those of SD 1 and 2 do not.)
@@ -58,7 +59,8 @@ def read(file: str, pipeline: Any, component: str, encoders: Sequence[str] = ())
     if bare and any(key.removeprefix(PEFT).startswith(ROOTS[component]) for key in state):
         state = {f"{component}.{key.removeprefix(PEFT)}": value for key, value in state.items()}
     if not any(key.startswith(f"{component}.") for key in state):
-        raise ValueError(f"--lora {file}: it tunes no layer of the {component}, which is what is trained here.")
+        raise ValueError(f"--lora {file}: it tunes no layer of the {component}. Needed: a LoRA that does.")
+    encoders = [part for part in encoders if not any(key.startswith(f"{part}.{T5}") for key in state)]
     _warn_of_rest(state, file, component, encoders)
     told, peft = settings, {} if settings else _peft_settings(path)
     own = _part(state, alphas, told or peft, component)
@@ -88,10 +90,12 @@ def _part(
     state: Mapping[str, Tensor], alphas: Mapping[str, float], told: Mapping[str, Any], part: str
 ) -> dict[str, Tensor]:
     """The tensors of one part by its own names, the scale inside B. told: diffusers' settings, or peft's bare ones."""
-    start, convert = f"{part}.", _encoders_names if is_encoders(part) else _denoisers_names
+    start = f"{part}."
+    is_reader = is_encoders(start)
+    convert = _encoders_names if is_reader else _denoisers_names
     own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
     # What does not say whose it is comes from a file of the denoiser alone.
-    mine = {key: a for key, a in alphas.items() if key.startswith(start) or not (is_encoders(part) or is_encoders(key))}
+    mine = {key: a for key, a in alphas.items() if key.startswith(start) or not (is_reader or is_encoders(key))}
     named = {key.removeprefix(start).removesuffix(".alpha"): a for key, a in mine.items()}
     by_layer = {key.split(".lora_")[0]: a for key, a in convert(named).items()}
     by_layer |= {key.removesuffix(".alpha"): float(value) for key, value in own.items() if key.endswith(".alpha")}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tastemaker import shards
 from tastemaker.dropping import dropping
 from tastemaker.policy.adapter import LoRA, adapter_layers, attach, droppers
-from tastemaker.policy.encoders import Encoder, is_encoders, of_denoiser
+from tastemaker.policy.encoders import Encoder, check_targets, is_encoders, of_denoiser
 
 CURRENT = "current"
 
@@ -40,6 +40,8 @@ class Weights:
         for one in trained:
             one.requires_grad_(False)
         self.lora, start = lora, start or {}
+        if lora:
+            check_targets(lora, encoders)
         own = {name: tensor for name, tensor in start.items() if not is_encoders(name)}
         self._named = attach(network, of_denoiser(lora), own, seed) if lora else dict(network.named_parameters())
         self._of_encoders: list[nn.Parameter] = []
