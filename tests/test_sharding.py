@@ -70,6 +70,7 @@ def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 # ---- the same trajectory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_end_where_one_ends(name: str, two: Path, ends: dict[str, dict[str, Tensor]]) -> None:
     start = NetToy().state()
@@ -83,6 +84,7 @@ def test_four_end_where_one_ends(name: str, four: Path, ends: dict[str, dict[str
     assert gap(load_file(four / f"{name}.safetensors"), ends[name]) < EXACT
 
 
+@pytest.mark.slow
 def test_each_holds_its_part_and_the_first_alone_what_is_kept(two: Path) -> None:
     first, second = said(two, "ddpo")
     assert first["held"] + second["held"] == first["of"] == second["of"]
@@ -94,6 +96,7 @@ def test_each_holds_its_part_and_the_first_alone_what_is_kept(two: Path) -> None
 # ---- checkpoints
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_that_of_one_process(two: Path) -> None:
     ours, theirs = (Checkpoints.open(two / run / "checkpoints" / "checkpoint-2") for run in (RESUMED, "alone"))
     assert gap(ours.tensors, theirs.tensors) < EXACT and not ours.per_rank
@@ -101,12 +104,14 @@ def test_a_checkpoint_is_that_of_one_process(two: Path) -> None:
     assert counts[0] == counts[1] and ours.data["state"] == theirs.data["state"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cut", "whole", "from-one"])
 def test_two_go_on_from_a_checkpoint(name: str, two: Path, ends: dict[str, dict[str, Tensor]]) -> None:
     """Made by two with sharded weights (`cut`, and `whole` without), or by one process."""
     assert gap(load_file(two / f"{name}.safetensors"), ends[RESUMED]) < EXACT
 
 
+@pytest.mark.slow
 def test_one_goes_on_from_a_checkpoint_of_two(two: Path, ends: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
     shutil.copytree(two / RESUMED, tmp_path / "run")
     run = training(tmp_path / "run", RESUMED, World())
@@ -117,6 +122,7 @@ def test_one_goes_on_from_a_checkpoint_of_two(two: Path, ends: dict[str, dict[st
 # ---- sets, stops
 
 
+@pytest.mark.slow
 def test_sets_are_those_of_one_process(two: Path) -> None:
     policy = NetToy(sets=("base", "old"))
     base = numbers(policy)
@@ -135,6 +141,7 @@ def test_sets_are_those_of_one_process(two: Path) -> None:
         assert "weights 'new' are not kept here" in rank["unknown"] and "do not fit this model" in rank["bad"]
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_the_one_that_calls_and_leaves_the_current_weights(two: Path) -> None:
     for rank, (raised, waiting, now, after) in enumerate(said(two, "stopped")):
         assert raised == "Stop: the run was asked to stop." and waiting == 0 and after == 2
@@ -148,6 +155,7 @@ def test_calls_come_before_backward_passes_and_these_before_all_else() -> None:
     assert awaited([wait, back]) == back and awaited([wait, wait]) is None
 
 
+@pytest.mark.slow
 def test_processes_that_begin_with_other_networks_are_told(two: Path) -> None:
     for strangers in said(two, "strangers"):
         assert len(strangers) == 2 and all("1 of 2 processes were asked for another run" in one for one in strangers)
