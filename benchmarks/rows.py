@@ -83,7 +83,7 @@ def _gradient(variant: str) -> Iterator[Row]:
 # counts, which are decided early in a chain and take many pictures.
 CLIP = "model: shapes"
 FREE = HELD_OUT | {"guidance": 1.0}
-WHOLE = {"k": 10, "images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "learning_rate": 1e-3, "iterations": 80}
+EARLY = {"k": 8, "images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "learning_rate": 1e-3, "iterations": 80}
 RATED = CLIMB | SLOW | {"k": 1}
 
 
@@ -92,7 +92,7 @@ def _clips() -> Iterator[Row]:
         ("aesthetic", "ddpo", SHORT | {"updates": 4}, FREE, 6, 150.0),
         ("aesthetic", "draft", RATED, FREE, 3, 90.0),
         ("clip_score", "ddpo", LONG | {"iterations": 60}, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
-        ("clip_score", "draft", WHOLE, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
+        ("clip_score", "draft", EARLY, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
     ):
         spec, name = f"{reward}{{{CLIP}}}", f"{algorithm}-{reward}"
         yield Row(name, "clip", algorithm, spec, fields, evaluation, seeds, beside=("shapes_taste",), seconds=seconds)

@@ -415,7 +415,7 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
 
 @pytest.mark.parametrize("name", thinned(sorted(LOOKING), every=2))
 def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: str, tmp_path: Path) -> None:
-    few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "1")  # k = 10 has all ten steps live
+    few = ("--algorithm.images", "4", "--iterations", "1", "--evaluation.count", "1")  # k = 8 has most steps live
     more = ("--evaluation.images_per_prompt", "2", "--evaluation.steps", "2", "--device", "cpu")
     ran = runs.call("train", name, *few, *more, "--alarms.strips", "0", "--output_dir", str(tmp_path / "run"))
     assert ran.code == 0 and (tmp_path / "run" / runs.LORA).is_file(), ran.err
