@@ -169,6 +169,7 @@ def test_without_a_compiler_nothing_is_begun(model: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # compilers take their time
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, while it compiles
 def test_compiled_blocks_follow_the_weights_and_are_compiled_once(model: str) -> None:
     """A minute of the compiler: the first round makes the graphs, other weights and sets make no more of them."""
