@@ -12,6 +12,7 @@ import runs
 from two_ranks import left_by
 
 RANKS = str(Path(__file__).with_name("run_ranks.py"))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
