@@ -15,7 +15,7 @@ from trajectories import ranks
 from trajectories.ranks import CASES, JOINS, STOPS
 from two_ranks import left_by
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
