@@ -2,15 +2,17 @@
 
     python benchmarks/alarms.py              make the runs that are missing, then fit and count
     python benchmarks/alarms.py --table      only fit and count; --page writes the guide's table, by the limits in force
-    python benchmarks/alarms.py --part fit   some of the runs: fit, report, quiet
+    python benchmarks/alarms.py --part fit   some of the runs: fit, report, again, quiet
 
-The rules, written down before any run was looked at:
+The rules:
 1. A run is gamed if at some iteration the oracle, on fixed prompts and noise, stands 10 points below the base's; the
-   first such iteration is its fall. All others are sound.
+   first such iteration is its fall. It is sound if the oracle stays within 5 points. What lies between is neither:
+   an alarm that is to begin before the 10 points has to begin there.
 2. Thresholds are fitted on the rewards of FIT and their seeds alone: MARGIN times the largest value in a sound run,
    counted from where nothing has changed (a share of diversity from 1), and never below FLOOR.
 3. An alarm hits if it sounds in a gamed run before its fall or at it; else it is late or missed. In a sound run it is a
-   false alarm. Counted on the reward of REPORT and seeds that nothing was fitted on.
+   false alarm. Counted on the reward of REPORT and seeds that nothing was fitted on; AGAIN are seeds that were run
+   when rules and limits stood as they are.
 Alarms see rows of metrics.jsonl, so every threshold is tried on the runs that are there.
 """
 
@@ -38,12 +40,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURES = DOCS / "guides" / "reward-hacking.md", DOCS / "images" / "hacking"
 PICTURED = (1, 6)  # seeds whose pictures of gaming are kept
 BEGIN, END = "<!-- counts: written by benchmarks/alarms.py -->", "<!-- end of counts -->"
-POINTS = 0.10
+POINTS, SOUND = 0.10, 0.05
 MARGIN = 1.25
 FLOOR = {"parting": 0.1, "diversity": 0.25, "drift": 0.02, "artifact": 0.5, "saturation": 0.05}
 ORACLE = "shapes_alignment"
 READS = ("shapes_judge", "clip_score")  # the second looks through the same CLIP as REPORT, and reads the prompt
 FIT, REPORT = ("jpeg_proxy", "brightness"), "aesthetic"  # the last one looks through the built-in CLIP
+AGAIN = range(15, 20)
 FAST, MIDDLE, GENTLE = 0.006, 0.003, 0.0015  # the second is what a bare command takes
 COMMON = {
     "model": "shapes",
@@ -66,7 +69,7 @@ COMMON = {
 class Job(NamedTuple):
     """One run."""
 
-    part: str  # fit, report or quiet
+    part: str  # fit, report, again or quiet
     algorithm: str
     reward: str
     rate: float
@@ -88,9 +91,10 @@ def jobs() -> Iterator[Job]:
         for rate in (FAST, MIDDLE, GENTLE):
             for reward in FIT:
                 yield Job("fit", "draft", reward, rate, k)
-        for rate in (FAST, GENTLE):
-            longer = {FAST: (("iterations", 14),)}.get(rate, ())  # this one falls later
-            yield Job("report", "draft", REPORT, rate, 5 + k, (("reward.model", "shapes"), *longer))
+        clip, longer = ("reward.model", "shapes"), ("iterations", 14)  # the fast ones fall later
+        yield Job("report", "draft", REPORT, FAST, 5 + k, (clip, longer))
+        yield Job("report", "draft", REPORT, GENTLE, 5 + k, (clip,))
+        yield Job("again", "draft", REPORT, FAST, AGAIN[k], (clip, longer))
         if k == 0:
             yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5)
         yield Job("quiet", "ddpo", "jpeg_compressibility", 0.003, 5 + k, DEMO)
@@ -129,6 +133,12 @@ def falls(run: Mapping[str, Any]) -> int | None:
     return next((k for k in sorted(means) if means[0] - means[k] >= POINTS), None)
 
 
+def sound(run: Mapping[str, Any]) -> bool:
+    """Whether the oracle stays within 5 points of the base's."""
+    means = {int(k): v for k, v in run["oracle"].items()}
+    return max(means[0] - v for v in means.values()) < SOUND
+
+
 def values(run: Mapping[str, Any], name: str) -> list[float]:
     """An alarm's values over a run, from where nothing has changed."""
     tiny = {"parting": 1e-9, "diversity": 1.0, "drift": 1e-12, "artifact": 1e-9, "saturation": 1e-9, "ratio": 1e-9}
@@ -142,10 +152,10 @@ def values(run: Mapping[str, Any], name: str) -> list[float]:
 
 def fitted(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The thresholds that the sound runs of `fit` give, as settings of `Alarms`."""
-    sound = [run for run in runs if run["part"] == "fit" and falls(run) is None]
+    good = [run for run in runs if run["part"] == "fit" and sound(run)]
     found = {}
     for name, floor in FLOOR.items():
-        most = max((value for run in sound for value in values(run, name)), default=0.0)
+        most = max((value for run in good for value in values(run, name)), default=0.0)
         limit = max(floor, MARGIN * most)
         found[name] = round(1 - limit if name == "diversity" else limit, 2)
     return found
@@ -163,7 +173,7 @@ def sounded(run: Mapping[str, Any], settings: Alarms) -> dict[str, int]:
 
 def table(runs: Sequence[Mapping[str, Any]], settings: Alarms) -> str:
     """Markdown: per part, reward and rate how many runs are gamed, and how many each alarm found in time."""
-    head = ["runs", "gamed", "in time", "late", "missed", "false", *(name for name in NAMES if name != "ratio")]
+    head = ["runs", "gamed", "in time", "late", "missed", "between", "sound", "false", *(name for name in NAMES if name != "ratio")]
     lines = ["| " + " | ".join(["what", *head]) + " |", "|" + "---|" * (len(head) + 1)]
     kinds = dict.fromkeys((run["part"], run["algorithm"], run["reward"], run["rate"]) for run in runs)
     for kind in sorted(kinds):
@@ -176,17 +186,17 @@ def table(runs: Sequence[Mapping[str, Any]], settings: Alarms) -> str:
 
 def _counts(runs: Sequence[Mapping[str, Any]], settings: Alarms) -> list[str]:
     gamed = [(sounded(run, settings), fall) for run in runs if (fall := falls(run)) is not None]
-    sound = [sounded(run, settings) for run in runs if falls(run) is None]
+    good = [sounded(run, settings) for run in runs if sound(run)]
     in_time = [any(at <= fall for at in found.values()) for found, fall in gamed]
     late = [bool(found) and not ok for (found, _), ok in zip(gamed, in_time, strict=True)]
     missed = len(gamed) - sum(in_time) - sum(late)
     each = [
-        f"{sum(found.get(name, fall + 1) <= fall for found, fall in gamed)}+{sum(name in found for found in sound)}"
+        f"{sum(found.get(name, fall + 1) <= fall for found, fall in gamed)}+{sum(name in found for found in good)}"
         for name in NAMES
         if name != "ratio"
     ]
-    false = sum(bool(found) for found in sound)
-    return [str(n) for n in (len(runs), len(gamed), sum(in_time), sum(late), missed, false)] + each
+    counts = (len(runs), len(gamed), sum(in_time), sum(late), missed, len(runs) - len(gamed) - len(good), len(good))
+    return [str(n) for n in (*counts, sum(map(bool, good)))] + each
 
 
 def page(text: str) -> None:
@@ -199,7 +209,7 @@ def page(text: str) -> None:
 def main() -> None:
     """Makes what is missing, prints thresholds and counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="fit,report,quiet")
+    parser.add_argument("--part", default="fit,report,again,quiet")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--page", action="store_true")
     asked = parser.parse_args()
@@ -221,11 +231,11 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
     missing = [job.name for job in jobs() if job.name not in there]
     force = ", ".join(f"{name} {getattr(limits, name):g}" for name in FLOOR)
     fit = ", ".join(f"{name} {value:g}" for name, value in fitted(runs).items())
-    sound = sum(run["part"] == "fit" and falls(run) is None for run in runs)
+    good = sum(run["part"] == "fit" and sound(run) for run in runs)
     return "\n\n".join(
         [
             table(runs, limits),
-            f"Limits in force: {force}. The rule gives, from the {sound} sound runs of `fit` that are there: {fit}.",
+            f"Limits in force: {force}. The rule gives, from the {good} sound runs of `fit` that are there: {fit}.",
             f"Not run ({len(missing)}): {', '.join(missing) or 'none'}.",
         ]
     )

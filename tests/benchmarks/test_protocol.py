@@ -39,7 +39,8 @@ def three(*sds: float, **more: Any) -> list[dict[str, Any]]:
         (three(1.0, 1.1, 1.2), three(0.0, 0.1, -0.1, control=True), "learns"),
         (three(1.0, 1.1, 1.2), [], "learns"),
         (three(1.0, 1.1, -0.1, low=0.1), [], "a seed went down; not clear of zero over seeds"),
-        ([*three(1.0, 1.1), run(1.2, 2, low=-0.01)], [], "a run is not clear of zero"),
+        ([*three(1.0, 1.1), run(1.2, 2, low=-0.01)], [], "learns (2 of 3 runs are clear of zero by themselves)"),
+        ([run(1.0, low=-0.01)], [], "a run is not clear of zero (1 seed)"),
         (three(0.1, 1.1, 2.4), [], "not clear of zero over seeds"),  # each seed goes up, but they do not agree
         (
             three(1.0, 1.1, 1.2),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.algorithms.ddpo import DDPO
-from tastemaker.evaluation.alarms import Alarms, Rules
+from tastemaker.evaluation.alarms import ONE_SIDED, Alarms, Rules
 from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
@@ -150,7 +150,7 @@ def test_a_fall_is_looked_into_on_fixed_pictures_and_a_run_that_goes_on_does_the
     (alarm, *_) = read_lines(tmp_path / "straight" / "alarms.jsonl")
     first = rows[alarm["iteration"]]["watch"]
     assert alarm["alarm"] == "parting" and first["checked"] == 96 and first["checked_trained"] > 0
-    assert alarm["value"] == -first["checked.small"] - 2 * first["checked_error.small"] > 0.1
+    assert alarm["value"] == -first["checked.small"] - ONE_SIDED * first["checked_error.small"] > 0.1
 
     stopped, _ = made(case, tmp_path / "stopped", save=1, stop_on=("parting",), **only)
     assert not stopped.train() and stopped.stopped == f"parting: {alarm['message']}"

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 NAMES = ("parting", "diversity", "drift", "artifact", "saturation", "ratio")
 ANY = "any"
 CHECKED, TRAINED = "checked", "checked_trained"  # of a row's watch: a check was made, and what the trained reward said
+ONE_SIDED = 1.645  # standard errors below a mean that it is above 95 times in 100
 SUSPICION = 0.2  # fall of a held-out reward's mean, in the base's SD, that is looked into if its error is less
+MOVED = 0.25  # of the limit of drift: a model that is so far from the base is looked into, and at every doubling
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Alarms:
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one
     window: int = 3  # iterations whose mean is compared with the first
-    parting: float | None = 0.15  # fall of a held-out reward on fixed pictures, the trained one up; in the base's SD
+    parting: float | None = 0.1  # fall of a held-out reward on fixed pictures, the trained one up; in the base's SD
     diversity: float | None = 0.63  # share of the base's diversity that is left
     drift: float | None = 0.04  # mean squared distance to what the base predicts; noise has variance 1
     artifact: float | None = 0.5  # rise of a periodic pattern, in powers of ten of its energy
@@ -122,16 +124,22 @@ class Rules:
         """Whether this row gives reason to draw the fixed pictures, before `see` is told of it.
 
         A held-out reward's mean over the last iteration, the last two, ... `window` is lower than before the last
-        check; or `parting` sounds and may be over. Never more than twice as many as were drawn since the last ones.
+        check; or the weights have moved on, by drift; or `parting` sounds and may be over. Never more than twice as
+        many as were drawn since the last ones.
         """
         rows = [*self.rows, _numbers(row)]
         tried, last = (max((k for k, one in enumerate(rows) if key in one), default=0) for key in (CHECKED, TRAINED))
         drawn = sum(one.get("images", 0.0) for one in rows[tried + 1 :])
-        if self.settings.parting is None or not self.trained or 2 * drawn < self.settings.checks:
+        if self.settings.parting is None or not (self.trained and self.reads) or 2 * drawn < self.settings.checks:
             return False
         if "parting" in self.sounding:
             return len(rows) - 1 - tried >= self.settings.window
-        return any(self._suspicious(rows, name, last) for name in self.reads)
+        return self._moved(rows, tried) or any(self._suspicious(rows, name, last) for name in self.reads)
+
+    def _moved(self, rows: Sequence[Mapping[str, float]], tried: int) -> bool:
+        """Drift is of the weights that an iteration ends with, so it tells before their pictures can."""
+        limit, before = self.settings.drift, max(row.get("drift", 0.0) for row in rows[: tried + 1])
+        return limit is not None and rows[-1].get("drift", 0.0) >= max(MOVED * limit, 2 * before)
 
     def _suspicious(self, rows: Sequence[Mapping[str, float]], name: str, last: int) -> bool:
         """last: the row of the last check, up to whose pictures nothing was found."""
@@ -147,7 +155,7 @@ class Rules:
         return False
 
     def _parting(self) -> Iterator[Finding]:
-        """The held-out reward that fell farthest on the fixed pictures, less twice the error of its mean change.
+        """The held-out reward that surely fell farthest on the fixed pictures: the one-sided 95 % bound of its fall.
 
         Each is read from the last check that has its scores.
         """
@@ -158,7 +166,7 @@ class Rules:
         for name in self.reads:
             keys = {TRAINED, f"checked.{name}", f"checked_error.{name}"}
             for row in [one for one in self.rows if keys <= one.keys()][-1:]:
-                falls.append((-row[f"checked.{name}"] - 2 * row[f"checked_error.{name}"], name, row))
+                falls.append((-row[f"checked.{name}"] - ONE_SIDED * row[f"checked_error.{name}"], name, row))
         if not falls:
             return
         fall, name, last = max(falls, key=lambda one: one[0])
