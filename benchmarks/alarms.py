@@ -173,7 +173,17 @@ def sounded(run: Mapping[str, Any], settings: Alarms) -> dict[str, int]:
 
 def table(runs: Sequence[Mapping[str, Any]], settings: Alarms) -> str:
     """Markdown: per part, reward and rate how many runs are gamed, and how many each alarm found in time."""
-    head = ["runs", "gamed", "in time", "late", "missed", "between", "sound", "false", *(name for name in NAMES if name != "ratio")]
+    head = [
+        "runs",
+        "gamed",
+        "in time",
+        "late",
+        "missed",
+        "between",
+        "sound",
+        "false",
+        *(name for name in NAMES if name != "ratio"),
+    ]
     lines = ["| " + " | ".join(["what", *head]) + " |", "|" + "---|" * (len(head) + 1)]
     kinds = dict.fromkeys((run["part"], run["algorithm"], run["reward"], run["rate"]) for run in runs)
     for kind in sorted(kinds):

@@ -3,8 +3,9 @@
 Rules see rows and nothing else, so a run that goes on after an interruption comes to what it would have come to. Each
 compares the mean (of drift, artifacts, saturation and ratios the median) of the last `window` iterations with the first
 one, whose pictures are the base's. A fall of a held-out reward on these, which are of other prompts and noise every
-time, is a suspicion and no alarm yet: it is looked into on fixed pictures, paired with the base's (`Rules.asks`). No
-rule reads a reward that calls itself an oracle: where the truth is at hand, it is what the alarms are judged by.
+time, is a suspicion and no alarm yet: it is looked into on fixed pictures, paired with the base's, and so are weights
+that have moved on (`Rules.asks`). No rule reads a reward that calls itself an oracle: where the truth is at hand, it is
+what the alarms are judged by.
 docs/guides/reward-hacking.md says how the limits were fixed.
 """
 
@@ -30,7 +31,7 @@ class Alarms:
 
     pictures: int = 32  # of an iteration's that are looked at, drawn by the key, a prompt's pictures together
     transitions: float = 0.02  # share of an iteration's steps at which the base is asked, too; at most 0.02
-    checks: int = 64  # of evaluation's pictures, by which a fall of a held-out reward is looked into
+    checks: int = 64  # of evaluation's pictures, by which a suspicion that the reward is gamed is looked into
     strips: int = 5  # iterations between fixed pictures for diversity, where a prompt has but one; 0 draws none
     oracles: bool = False  # record exact rewards on these pictures too, which takes time; no alarm reads them
     best: str | None = None  # held-out reward by which a checkpoint is kept as the best; none is the first one

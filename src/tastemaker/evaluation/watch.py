@@ -2,7 +2,7 @@
 
 Pictures are seen as they go by on their way to the reward, so none is decoded again; a keyed choice of them is kept, in
 8 bits. What is extra: the base's prediction at a small share of the steps, and pictures of fixed prompts from fixed
-noise: a few strips where no prompt has two pictures, and checks where a held-out reward seems to fall (`checking.py`).
+noise: a few strips where no prompt has two pictures, and checks where the reward may be gamed (`checking.py`).
 Nothing here draws from a random stream or touches weights.
 
 What there is to see, by the way an algorithm learns: policy gradients and the forward process draw and score whole
