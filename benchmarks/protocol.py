@@ -69,9 +69,9 @@ fixed noise, paired, in units of the base's standard deviation over pictures; ov
 The control is the same run with its rewards permuted within each scored batch: it knows nothing. Where the reward is
 differentiated, it is the same run with the gradients of half of a call's pictures turned around. *Learns* means:
 every seed went up, and the interval over seeds is clear of zero and of the control's; where some runs' own intervals
-are not clear of zero, it says how many are. Count, colour and shape are what the world's oracle, which nothing trains on, reads on the same pictures,
-in per cent; diversity is the mean squared distance of a prompt's pictures. Written by `make leaderboard`, which makes
-what is missing.
+are not clear of zero, it says how many are. Count, colour and shape are what the world's oracle, which nothing trains
+on, reads on the same pictures, in per cent; diversity is the mean squared distance of a prompt's pictures. Written by
+`make leaderboard`, which makes what is missing.
 
 Rows `*-jpeg` are trained on `jpeg_proxy` and judged by real files, `*-judge` are trained on `shapes_judge`, and `*-sum`
 on both. Below the table stands how many reward queries they take, in real files, to where DDPO stands after 2,500, and
