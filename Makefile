@@ -21,7 +21,7 @@ help:  ## this list
 install: $(READY)  ## set up .venv with the library and its tools
 
 demo: $(READY)  ## fine-tune the built-in model and show its pictures before and after (minutes, no GPU needed)
-	$(BIN)/tastemaker train ddpo --model shapes --reward jpeg_compressibility
+	$(BIN)/tastemaker train shapes_demo
 
 test: $(READY)  ## the tests, on the CPU
 	$(PYTEST) $(PARALLEL) -m "not gpu and not browser and not slow"

@@ -2,7 +2,7 @@
 
     python benchmarks/alarms.py              make the runs that are missing, then fit and count
     python benchmarks/alarms.py --table      only fit and count; --page writes the guide's table, by the limits in force
-    python benchmarks/alarms.py --part fit   some of the runs: fit, report, again, quiet
+    python benchmarks/alarms.py --part fit   some of the runs: fit, report, again, quiet, bare
 
 The rules:
 1. A run is gamed if at some iteration the oracle, on fixed prompts and noise, stands 10 points below the base's; the
@@ -69,8 +69,8 @@ COMMON = {
 class Job(NamedTuple):
     """One run."""
 
-    part: str  # fit, report, again or quiet
-    algorithm: str
+    part: str  # fit, report, again, quiet or bare
+    algorithm: str  # or a recipe
     reward: str
     rate: float
     seed: int
@@ -83,6 +83,13 @@ class Job(NamedTuple):
 
 DEMO = (("algorithm.images", 64), ("algorithm.updates", 4), ("iterations", 15), ("lr_warmup_steps", 8))
 DEMO += (("evaluation.every", 5), ("evaluation.guidance", 3), ("evaluation.steps", 20))  # as it is judged
+OBJECTS = "jpeg_compressibility,shapes_judge"  # what `make demo` trains on; DEMO alone is the bare command
+KEPT = (
+    ("algorithm.images", 128),
+    ("iterations", 18),
+    ("evaluation.every", 6),
+    ("held_out_rewards", f"{ORACLE},{READS[1]}{{model: shapes}}"),
+)
 
 
 def jobs() -> Iterator[Job]:
@@ -97,7 +104,8 @@ def jobs() -> Iterator[Job]:
         yield Job("again", "draft", REPORT, FAST, AGAIN[k], (clip, longer))
         if k == 0:
             yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5)
-        yield Job("quiet", "ddpo", "jpeg_compressibility", 0.003, 5 + k, DEMO)
+        yield Job("quiet", "shapes_demo", OBJECTS, 0.002, 5 + k, (*DEMO, *KEPT))
+        yield Job("bare", "ddpo", "jpeg_compressibility", 0.003, 5 + k, DEMO)
 
 
 def made(job: Job) -> dict[str, Any]:
@@ -219,7 +227,7 @@ def page(text: str) -> None:
 def main() -> None:
     """Makes what is missing, prints thresholds and counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="fit,report,again,quiet")
+    parser.add_argument("--part", default="fit,report,again,quiet,bare")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--page", action="store_true")
     asked = parser.parse_args()

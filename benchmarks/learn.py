@@ -63,23 +63,29 @@ def jobs_of(
     rows: Sequence[Row], seeds: Sequence[int] | None, model: str | None, overrides: Mapping[str, Any]
 ) -> Iterator[Job]:
     """All runs of the rows, the control of a seed right after its run; on `model` where it is given."""
-    from tastemaker.config import recipes
     from tastemaker.shapes import assets
 
     for row in rows:
-        base = model or row.model
-        recipe = yaml.safe_load(recipes()[row.target].read_text(encoding="utf-8")) if row.target in recipes() else {}
+        base, recipe = model or row.model, recipe_of(row)
         algorithm = recipe["algorithm"]["name"] if recipe else row.target
         parts = [row.settings(overrides), recipe, model_mark(base), brought(base, algorithm)]
-        if "shapes_judge" in row.reward:
+        reward = row.reward or str(recipe["reward"])
+        if "shapes_judge" in reward:
             parts.append(assets.judge().read_bytes().hex())
-        if CLIP in row.reward:
+        if CLIP in reward:
             parts.append((assets.clip() / assets.SUMS).read_text(encoding="utf-8"))
         described = json.dumps(parts, sort_keys=True)
         digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
         for seed in seeds or range(row.seeds):
             for control in (False, True)[: 1 + row.control]:
                 yield Job(row, seed, control, base, overrides, digest)
+
+
+def recipe_of(row: Row) -> dict[str, Any]:
+    """What the recipe says that the row runs; nothing where it runs an algorithm."""
+    from tastemaker.config import recipes
+
+    return yaml.safe_load(recipes()[row.target].read_text(encoding="utf-8")) if row.target in recipes() else {}
 
 
 @cache
@@ -135,7 +141,7 @@ def train(job: Job, folder: Path) -> None:
     from tastemaker.config import algorithm_of, algorithms
     from tastemaker.rewards import named
 
-    name, given, reward = job.row.target, job.row.fields, job.row.reward
+    name, given, reward = job.row.target, job.row.fields, job.row.reward or recipe_of(job.row)["reward"]
     judges = dict.fromkeys([job.row.judged, *job.row.beside, ORACLE])
     if CLIP in reward and not job.control:
         judges.pop(reward, None)  # what is trained on is judged anyway; a reward with settings would be twice

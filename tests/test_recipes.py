@@ -35,7 +35,7 @@ NOISED = {f"shapes_{name}" for name in ("rwr", "diffusion_nft", "awm", "ram", "d
 SHAPES = FROM_VALUES | FROM_GRADIENTS
 LOOKING = {"shapes_aesthetic_ddpo", "shapes_clip_draft"}  # through the built-in CLIP
 CLIMBS = {f"lesson_{name}" for name in ("steps", "uniform", "kl", "remedies", "kl_ddpo")}  # lessons of reward gradients
-OURS = SHAPES | LOOKING | NOISED | LESSONS | CLIMBS  # no publication but this one
+OURS = SHAPES | LOOKING | NOISED | LESSONS | CLIMBS | {"shapes_demo"}  # no publication but this one
 FEW = {
     "ddpo_quickstart": 1,
     "ddpo_trl": 3,
@@ -422,6 +422,21 @@ def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: s
     settings = runs.settings(tmp_path / "run")
     assert settings["reward"]["model"] == "shapes" and "shapes_alignment" in settings["held_out_rewards"]
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["updates"][0]["grad_norm"] > 0
+
+
+def test_the_demo_adds_a_judge_to_the_size_and_holds_another_one_out(tmp_path: Path) -> None:
+    plan, _, _ = dry_run("shapes_demo", 1)
+    assert (plan.images, plan.updates, plan.iterations, plan.guidance) == (128, 4, 18, 1.0)
+    few = ("--algorithm.images", "8", "--iterations", "1", "--evaluation.count", "2", "--evaluation.steps", "2")
+    more = ("--evaluation.images_per_prompt", "2", "--alarms.strips", "0", "--device", "cpu")
+    ran = runs.call("train", "shapes_demo", *few, *more, "--output_dir", str(tmp_path / "run"))
+    assert ran.code == 0 and "ALARM" not in ran.err + ran.out, ran.err
+    (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    parts = row["reward"]["parts"]
+    assert row["reward"]["mean"] == pytest.approx(parts["jpeg_compressibility"] + parts["shapes_judge"], abs=1e-5)
+    assert {"held_out.clip_score"} == {key for key in row["watch"] if key.startswith("held_out.")}  # never the oracle
+    makefile = Path(__file__).parents[1] / "Makefile"
+    assert "tastemaker train shapes_demo\n" in makefile.read_text(encoding="utf-8")
 
 
 # ---- what is said of them
