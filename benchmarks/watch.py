@@ -33,7 +33,8 @@ from tastemaker.training.merit import Merit
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 
-DEMO = {"images": 64, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate": 0.003, "clip": 0.001}
+DEMO = {"images": 128, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate": 0.002, "clip": 0.001}
+REWARD = {"sum": [{"name": "jpeg_compressibility"}, {"name": "shapes_judge"}]}
 
 
 class Turns:
@@ -51,7 +52,7 @@ class Turns:
     def attach(self, run: Training, folder: Path) -> None:
         """The run with a watch that is on in iterations 1, 4, 5, 8, 9, ... and off in the others."""
         alarms = Alarms()
-        prompts, held_out = source("shapes_heldout"), [named("shapes_judge")]
+        prompts, held_out = source("shapes_heldout"), [named({"name": "clip_score", "model": "shapes"})]
         strips, fixed = (
             Trial(trial_prompts(prompts, count, each, 0), DEMO["steps"], guidance, DDIM(eta=0.0), 0, 8)
             for count, each, guidance in ((4, 2, DEMO["guidance"]), (alarms.checks // 4, 4, 3.0))
@@ -60,8 +61,8 @@ class Turns:
         watch = Watch(alarms, run.algorithm.training_sampler, held_out, strips, check)
         watch._strips = partial(self._timed, self.extra, watch._strips)  # type: ignore[method-assign]
         watch.check = partial(self._timed, self.extra, watch.check)  # type: ignore[method-assign]
-        watching = Watching(folder, watch, partial(Rules, alarms, ["shapes_judge"]))
-        best, tell = Best(folder, run.world, Merit("held_out.shapes_judge")), run.record.tell
+        watching = Watching(folder, watch, partial(Rules, alarms, ["clip_score"]))
+        best, tell = Best(folder, run.world, Merit("held_out.clip_score")), run.record.tell
         best.offer = partial(self._timed, self.kept, best.offer)  # type: ignore[method-assign]
         best.settle = partial(self._timed, self.kept, best.settle)  # type: ignore[method-assign]
 
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     asked = parser.parse_args()
     algorithm = algorithm_of("ddpo", {**DEMO, "iterations": 2 * asked.pairs + 1})
-    settings = {"model": "shapes", "reward": "jpeg_compressibility", "prompts": "shapes", "device": "cpu"}
+    settings = {"model": "shapes", "reward": REWARD, "prompts": "shapes", "device": "cpu"}
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder:
         run, _ = training(algorithm, settings, Path(folder), turns.between)
