@@ -93,7 +93,7 @@ def _clips() -> Iterator[Row]:
         ("aesthetic", "ddpo", SHORT | {"updates": 4}, FREE, 6, 150.0),
         ("aesthetic", "draft", RATED, FREE, 3, 90.0),
         ("clip_score", "ddpo", LONG | {"iterations": 60}, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
-        ("clip_score", "draft", EARLY, FREE | {"images_per_prompt": 8, "every": 20}, 3, 500.0),
+        ("clip_score", "draft", EARLY, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
     ):
         spec, name = f"{reward}{{{CLIP}}}", f"{algorithm}-{reward}"
         yield Row(name, "clip", algorithm, spec, fields, evaluation, seeds, beside=("shapes_taste",), seconds=seconds)
