@@ -83,11 +83,11 @@ class Job(NamedTuple):
 
 DEMO = (("algorithm.images", 64), ("algorithm.updates", 4), ("iterations", 15), ("lr_warmup_steps", 8))
 DEMO += (("evaluation.every", 5), ("evaluation.guidance", 3), ("evaluation.steps", 20))  # as it is judged
-OBJECTS = "jpeg_compressibility,shapes_judge"  # what `make demo` trains on; DEMO alone is the bare command
+OBJECTS = "jpeg_compressibility,shapes_judge:3"  # what `make demo` trains on; DEMO alone is the bare command
 KEPT = (
-    ("algorithm.images", 128),
-    ("iterations", 18),
-    ("evaluation.every", 6),
+    ("algorithm.images", 256),
+    ("iterations", 7),
+    ("evaluation.every", 2),
     ("held_out_rewards", f"{ORACLE},{READS[1]}{{model: shapes}}"),
 )
 
@@ -104,7 +104,7 @@ def jobs() -> Iterator[Job]:
         yield Job("again", "draft", REPORT, FAST, AGAIN[k], (clip, longer))
         if k == 0:
             yield Job("quiet", "draft", "jpeg_proxy", 1e-12, 5)
-        yield Job("quiet", "shapes_demo", OBJECTS, 0.002, 5 + k, (*DEMO, *KEPT))
+        yield Job("quiet", "shapes_demo", OBJECTS, 0.001, 5 + k, (*DEMO, *KEPT))
         yield Job("bare", "ddpo", "jpeg_compressibility", 0.003, 5 + k, DEMO)
 
 

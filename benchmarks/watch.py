@@ -33,8 +33,16 @@ from tastemaker.training.merit import Merit
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 
-DEMO = {"images": 128, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate": 0.002, "clip": 0.001}
-REWARD = {"sum": [{"name": "jpeg_compressibility"}, {"name": "shapes_judge"}]}
+DEMO: dict[str, Any] = {
+    "images": 256,
+    "updates": 4,
+    "steps": 10,
+    "guidance": 1.0,
+    "learning_rate": 0.001,
+    "clip": 0.001,
+}
+DEMO["sampler"] = {"name": "window", "inside": "ddim", "size": 3, "last": 2}
+REWARD = {"sum": [{"name": "jpeg_compressibility"}, {"name": "shapes_judge", "weight": 3}]}
 
 
 class Turns:

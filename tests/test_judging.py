@@ -101,6 +101,7 @@ def test_what_is_done_is_not_done_again_until_something_changes(
     assert len(made) == 3
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_their_seed_are_summed_up(tmp_path: Path) -> None:
     places = [tmp_path / f"run-{seed}" for seed in (1, 2, 3)]
     for seed, place in enumerate(places, 1):

@@ -227,6 +227,7 @@ def test_tiles_bound_what_decoding_takes(small: Path) -> None:
     assert kept[1] > 1.5 * kept[0]
 
 
+@pytest.mark.slow
 def test_fit_turns_to_tiles_when_nothing_else_fits() -> None:
     setup = Setup(NARROW, LoRA(), sampling_batch=1, width=768)
     sliced, tiled = (
@@ -246,6 +247,7 @@ def test_a_decoder_that_visits_is_there_for_decoding(small: Path) -> None:
     assert away.during("decoding") == here.during("decoding") + here.of("decoder")
 
 
+@pytest.mark.slow
 def test_bits_of_the_frozen_network() -> None:
     """Linear layers are packed, with their scales; convolutions and what is trained are not."""
     setup = Setup(LARGE, LoRA(rank=4), mixed_precision="bf16")

@@ -426,14 +426,14 @@ def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: s
 
 def test_the_demo_adds_a_judge_to_the_size_and_holds_another_one_out(tmp_path: Path) -> None:
     plan, _, _ = dry_run("shapes_demo", 1)
-    assert (plan.images, plan.updates, plan.iterations, plan.guidance) == (128, 4, 18, 1.0)
+    assert (plan.images, plan.updates, plan.iterations, plan.guidance) == (256, 4, 7, 1.0)
     few = ("--algorithm.images", "8", "--iterations", "1", "--evaluation.count", "2", "--evaluation.steps", "2")
     more = ("--evaluation.images_per_prompt", "2", "--alarms.strips", "0", "--device", "cpu")
     ran = runs.call("train", "shapes_demo", *few, *more, "--output_dir", str(tmp_path / "run"))
     assert ran.code == 0 and "ALARM" not in ran.err + ran.out, ran.err
     (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     parts = row["reward"]["parts"]
-    assert row["reward"]["mean"] == pytest.approx(parts["jpeg_compressibility"] + parts["shapes_judge"], abs=1e-5)
+    assert row["reward"]["mean"] == pytest.approx(parts["jpeg_compressibility"] + 3 * parts["shapes_judge"], abs=1e-5)
     assert {"held_out.clip_score"} == {key for key in row["watch"] if key.startswith("held_out.")}  # never the oracle
     makefile = Path(__file__).parents[1] / "Makefile"
     assert "tastemaker train shapes_demo\n" in makefile.read_text(encoding="utf-8")
