@@ -100,6 +100,7 @@ def jobs() -> Iterator[Job]:
                 yield Job("fit", "draft", reward, rate, k)
         clip, longer = ("reward.model", "shapes"), ("iterations", 14)  # the fast ones fall later
         yield Job("report", "draft", REPORT, FAST, 5 + k, (clip, longer))
+        yield Job("report", "draft", REPORT, MIDDLE, 5 + k, (clip, ("iterations", 20)))
         yield Job("report", "draft", REPORT, GENTLE, 5 + k, (clip,))
         yield Job("again", "draft", REPORT, FAST, AGAIN[k], (clip, longer))
         if k == 0:

@@ -25,7 +25,7 @@ from tastemaker.evaluation.alarms import Alarms, Rules
 from tastemaker.evaluation.checking import Check
 from tastemaker.evaluation.evaluate import Trial, trial_prompts
 from tastemaker.evaluation.watch import Watch
-from tastemaker.process.samplers import DDIM
+from tastemaker.process.samplers import DDIM, Window
 from tastemaker.prompts.sources import source
 from tastemaker.rewards import named
 from tastemaker.training.best import Best
@@ -33,7 +33,7 @@ from tastemaker.training.merit import Merit
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 
-DEMO: dict[str, Any] = {
+DEMO = {
     "images": 256,
     "updates": 4,
     "steps": 10,
@@ -41,7 +41,7 @@ DEMO: dict[str, Any] = {
     "learning_rate": 0.001,
     "clip": 0.001,
 }
-DEMO["sampler"] = {"name": "window", "inside": "ddim", "size": 3, "last": 2}
+EARLY = Window(DDIM(), size=3, last=2)
 REWARD = {"sum": [{"name": "jpeg_compressibility"}, {"name": "shapes_judge", "weight": 3}]}
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=6)
     asked = parser.parse_args()
-    algorithm = algorithm_of("ddpo", {**DEMO, "iterations": 2 * asked.pairs + 1})
+    algorithm = algorithm_of("ddpo", {**DEMO, "sampler": EARLY, "iterations": 2 * asked.pairs + 1})
     settings = {"model": "shapes", "reward": REWARD, "prompts": "shapes", "device": "cpu"}
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +117,7 @@ def main() -> None:
     found = {
         "benchmark": "watch",
         **DEMO,
+        "sampler": str(EARLY),
         "pairs": len(pairs),
         "ratio": statistics.median(ratios),
         "share": share,

@@ -427,6 +427,7 @@ def test_a_recipe_looks_through_the_built_in_clip_with_the_oracle_beside(name: s
 def test_the_demo_adds_a_judge_to_the_size_and_holds_another_one_out(tmp_path: Path) -> None:
     plan, _, _ = dry_run("shapes_demo", 1)
     assert (plan.images, plan.updates, plan.iterations, plan.guidance) == (256, 4, 7, 1.0)
+    assert plan.items == 3  # noise in the first three steps alone
     few = ("--algorithm.images", "8", "--iterations", "1", "--evaluation.count", "2", "--evaluation.steps", "2")
     more = ("--evaluation.images_per_prompt", "2", "--alarms.strips", "0", "--device", "cpu")
     ran = runs.call("train", "shapes_demo", *few, *more, "--output_dir", str(tmp_path / "run"))
