@@ -39,7 +39,7 @@ def started(words: list[str], ranks: int = 2) -> list[subprocess.Popen[str]]:
     common["WORLD_SIZE"] = str(ranks)
     return [
         subprocess.Popen(
-            [sys.executable, "-W", "error", *words],
+            [sys.executable, "-W", "error", "-X", "faulthandler", *words],
             env=os.environ | common | {"PYTHONPATH": paths, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -57,4 +57,5 @@ def _run(words: list[str], seconds: int, ranks: int) -> None:
         for process in processes:
             process.kill()
             process.communicate()  # closes its pipe
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(output)
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * ranks, "\n".join([*output, f"exit codes of the ranks: {codes}"])
