@@ -11,6 +11,7 @@ from rows import Row
 
 Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 FALL, DEVIATIONS, POINTS = 0.15, 0.8, 5.0  # of the demo: share of the mean, SD of the base, points of the oracle
+NEAR = 0.15  # SD of the base: a control that moved less is near zero
 FAST = ("ddpo-64x20", "shapes_ddpo_fast")  # DDPO with guidance, and without
 LEAN, LESS = ("diffusion_nft", "awm"), 8  # one of these has to take so many times fewer network rows than DDPO
 FEWER = 20  # times fewer queries than DDPO that DRaFT-1 and AlignProp may take
@@ -123,6 +124,8 @@ def verdict(runs: Sequence[Line], control: Sequence[Line]) -> str:
         wrong.append("not clear of zero over seeds")
     if len(control) > 1 and len(runs) > 1 and not own.low > other.high:
         wrong.append("not clear of the control")
+    if len(control) > 1 and abs(other.mean) > NEAR:
+        wrong.append(f"the control is not near zero ({other.mean:+.2f})")
     few = f" ({len(runs)} seed{'s' * (len(runs) > 1)})" if len(runs) < 3 else ""
     if not few and clear < len(runs):
         few = f" ({clear} of {len(runs)} runs are clear of zero by themselves)"

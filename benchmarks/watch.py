@@ -33,14 +33,7 @@ from tastemaker.training.merit import Merit
 from tastemaker.training.trainer import Training
 from tastemaker.training.watching import Watching
 
-DEMO = {
-    "images": 256,
-    "updates": 4,
-    "steps": 10,
-    "guidance": 1.0,
-    "learning_rate": 0.001,
-    "clip": 0.001,
-}
+DEMO = {"images": 256, "updates": 4, "steps": 10, "guidance": 1.0, "learning_rate": 0.001, "clip": 0.001}
 EARLY = Window(DDIM(), size=3, last=2)
 REWARD = {"sum": [{"name": "jpeg_compressibility"}, {"name": "shapes_judge", "weight": 3}]}
 
