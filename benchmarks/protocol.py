@@ -92,7 +92,9 @@ Rows of the forward process (`diffusion_nft`, `awm`, `ram`, `rwr`, `diffusion_dp
 colours; below the table stands after how many network rows they reach 0.8 SD. Their settings were chosen by trials on
 seeds 0 and 1.
 
-Rows `*-flow` are on `shapes-flow`, at learning rates from trials on seed 1; all others are on `shapes`.
+Rows `*-flow` are on `shapes-flow`, at learning rates from trials on seed 1; those of transitions (`ddpo`, `reinforce`,
+`dpok`, `flow_grpo`) are noisy in the first three of their ten steps alone, by trials on seed 0. All others are on
+`shapes`.
 
 """
 PLOT = "\n![Smaller files against the pictures that were scored](images/{})\n"  # beside the page

@@ -143,26 +143,30 @@ def _policy(algorithm: str, fields: Mapping[str, Any], ending: str = "", model: 
 def _noised(algorithm: str, ending: str = "", model: str = "shapes", **own: Any) -> Row:
     fields = {"images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "iterations": 8, "learning_rate": 3e-3}
     fields |= NOISED[algorithm] | own
-    name, seeds = f"{algorithm}-compressibility{ending}", 3 if ending else 6
-    often = HELD_OUT | {"every": 2}
-    reward = "jpeg_compressibility"
-    return Row(name, "forward", algorithm, reward, fields, often, seeds=seeds, more=NOW, model=model)
+    name, reward, often = f"{algorithm}-compressibility{ending}", "jpeg_compressibility", HELD_OUT | {"every": 2}
+    return Row(name, "forward", algorithm, reward, fields, often, seeds=6, more=NOW, model=model)
 
 
-# The flow: the same runs at rates of its own, from trials on seed 1.
+# The flow: the same runs at rates of its own, from trials on seed 1. Those of transitions are noisy in their first
+# three steps alone, with twice the pictures, by a trial on seed 0: with noise in all steps seeds did not agree.
 FLOW = "shapes-flow"
+FIRST = {"name": "window", "inside": "flow_sde", "size": 3, "last": 2}
+STEADY = {"images": 64, "learning_rate": 1.5e-3, "iterations": 10, "sampler": FIRST}
+ONCE = {"steps": 10, "guidance": 1.0, "updates": 1, "learning_rate": 4e-3, "iterations": 12}  # of REINFORCE
 
 
 def _flow() -> Iterator[Row]:
     for algorithm in NOISED:
         yield _noised(algorithm, "-flow", FLOW, learning_rate=6e-3)
     for algorithm, own in POLICY.items():
-        random = {"sampler": {"name": "flow_sde"}} if algorithm in ("ddpo", "dpok") else {}
-        yield _policy(algorithm, HELD | own | random | {"learning_rate": 8e-3}, "-flow", FLOW)
+        yield _policy(algorithm, HELD | own | STEADY, "-flow", FLOW)
+    yield _policy("reinforce", STEADY | ONCE, "-flow", FLOW)
     for variant in VARIANTS:
         rate = {"learning_rate": 3e-3}
         row = next(_gradient(variant))
-        yield replace(row, name=f"{row.name}-flow", group="gradient-flow", fields={**row.fields, **rate}, model=FLOW)
+        seeds = 6 if variant in ("draft_lv", "refl") else 3  # where three did not tell it from its control
+        fields = {**row.fields, **rate}
+        yield replace(row, name=f"{row.name}-flow", group="gradient-flow", fields=fields, seeds=seeds, model=FLOW)
 
 
 ROWS = (

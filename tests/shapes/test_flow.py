@@ -139,7 +139,7 @@ def test_its_memory_is_known_and_its_settings_are_those_of_shapes(named: str, ex
 def test_it_trains_by_its_name_and_the_gate_judges_it(
     named: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = "--algorithm.images 4 --algorithm.updates 1 --algorithm.steps 2 --iterations 1 --evaluation.count 2"
+    few = "--algorithm.images 4 --algorithm.updates 1 --algorithm.steps 4 --iterations 1 --evaluation.count 2"
     few += " --evaluation.images_per_prompt 1 --evaluation.steps 1 --device cpu --lr_warmup_steps 0"
     words = f"train ddpo --model {named} --reward brightness --held_out_rewards brightness {few}"
     runs.train([*words.split(), "--output_dir", str(tmp_path / "r")])
