@@ -12,7 +12,6 @@ from rows import Row
 Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 FALL, DEVIATIONS, POINTS = 0.15, 0.8, 5.0  # of the demo: share of the mean, SD of the base, points of the oracle
 NEAR = 0.15  # SD of the base: a control that moved less is near zero
-RATIO = ("ddpo", "reinforce", "dpok", "flow_grpo", "shapes_demo", "shapes_ddpo_fast")  # their controls have to be
 FAST = ("ddpo-64x20", "shapes_ddpo_fast")  # DDPO with guidance, and without
 LEAN, LESS = ("diffusion_nft", "awm"), 8  # one of these has to take so many times fewer network rows than DDPO
 FEWER = 20  # times fewer queries than DDPO that DRaFT-1 and AlignProp may take
@@ -51,7 +50,7 @@ def _cells(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[
         yield f"{100 * before:.1f} -> {100 * after:.1f}"
     yield _diversity(runs)
     waiting = row.control and len(control) < row.seeds
-    yield verdict(runs, control, row.target in RATIO) + (", controls still to be run" if waiting else "")
+    yield verdict(runs, control) + (", controls still to be run" if waiting else "")
 
 
 def _diversity(runs: Sequence[Line]) -> str:
@@ -68,13 +67,11 @@ PAGE = """# What learns: the leaderboard
 Every row is judged by one protocol ([benchmarks](../benchmarks/README.md)): before and after, on held-out prompts and
 fixed noise, paired, in units of the base's standard deviation over pictures; over seeds with Student's 95 % interval.
 The control is the same run with its rewards permuted within each scored batch: it knows nothing. Where the reward is
-differentiated, it is the same run with the gradients of half of a call's pictures turned around. *Learns* means: every
-seed went up, and the interval over seeds is clear of zero and of the control's; where some runs' own intervals are not
-clear of zero, it says how many are. Where the mean of the controls is more than 0.15 SD from zero, it says so, and a
-row of DDPO, REINFORCE, DPOK or Flow-GRPO does not learn then; regressions on pictures of one's own, and gradients that
-are partly turned around, move without any reward, and their rows have to be clear of that. Count, colour and shape are
-what the world's oracle, which nothing trains on, reads on the same pictures, in per cent; diversity is the mean squared
-distance of a prompt's pictures. Written by `make leaderboard`, which makes what is missing.
+differentiated, it is the same run with the gradients of half of a call's pictures turned around. *Learns* means:
+every seed went up, and the interval over seeds is clear of zero and of the control's; where some runs' own intervals
+are not clear of zero, it says how many are. Count, colour and shape are what the world's oracle, which nothing trains
+on, reads on the same pictures, in per cent; diversity is the mean squared distance of a prompt's pictures. Written by
+`make leaderboard`, which makes what is missing.
 
 Rows `*-jpeg` are trained on `jpeg_proxy` and judged by real files, `*-judge` are trained on `shapes_judge`, and `*-sum`
 on both. Below the table stands how many reward queries they take, in real files, to where DDPO stands after 2,500, and
@@ -117,12 +114,8 @@ def page(rows: Sequence[Row], runs: Sequence[Line]) -> str:
     return PAGE + columns + "\n" + listed + plots + still
 
 
-def verdict(runs: Sequence[Line], control: Sequence[Line], ratio: bool) -> str:
-    """Whether runs learn: every seed up, over seeds clear of zero and of the control; fewer than 3 each by itself.
-
-    Rewards that say nothing should not move an algorithm of transitions (`ratio`). Regressions on pictures of one's own
-    move without any, and so do gradients that are partly turned around: it is said, and the row has to be clear of it.
-    """
+def verdict(runs: Sequence[Line], control: Sequence[Line]) -> str:
+    """Whether runs learn: every seed up, over seeds clear of zero and of the control; fewer than 3 each by itself."""
     own, other = _over_seeds(runs), _over_seeds(control)
     clear, wrong = sum(run["change"]["low"] > 0 for run in runs), []
     if not all(run["change"]["sd"] > 0 for run in runs):
@@ -133,14 +126,12 @@ def verdict(runs: Sequence[Line], control: Sequence[Line], ratio: bool) -> str:
         wrong.append("not clear of zero over seeds")
     if len(control) > 1 and len(runs) > 1 and not own.low > other.high:
         wrong.append("not clear of the control")
-    moved = f"the control is not near zero ({other.mean:+.2f})" if len(control) > 1 and abs(other.mean) > NEAR else ""
-    if moved and ratio:
-        wrong.append(moved)
+    if len(control) > 1 and abs(other.mean) > NEAR:
+        wrong.append(f"the control is not near zero ({other.mean:+.2f})")
     few = f" ({len(runs)} seed{'s' * (len(runs) > 1)})" if len(runs) < 3 else ""
     if not few and clear < len(runs):
         few = f" ({clear} of {len(runs)} runs are clear of zero by themselves)"
-    said = ("; ".join(wrong) or "learns") + few
-    return f"{said}; {moved}" if moved and not ratio else said
+    return ("; ".join(wrong) or "learns") + few
 
 
 def _notes(row: Row, runs: Sequence[Line], control: Sequence[Line]) -> Iterator[str]:
