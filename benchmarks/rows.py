@@ -81,10 +81,11 @@ def _gradient(variant: str) -> Iterator[Row]:
 # The CLIP of the built-in world and the head on it, by values and by gradients; the oracle and the taste that the head
 # guesses stand beside. Judged without guidance, where the base has more to learn about captions: that is nearly all
 # counts, which are decided early in a chain and take many pictures. The gradient through a chain of five steps is
-# steadier by far than through ten, or their last eight.
+# steadier by far than through ten, or their last eight; such runs are judged as they are trained, by five steps.
 CLIP = "model: shapes"
 FREE = HELD_OUT | {"guidance": 1.0}
-EARLY = {"k": 5, "images": 32, "updates": 1, "steps": 5, "guidance": 1.0, "learning_rate": 1e-3, "iterations": 80}
+FIVE = FREE | {"steps": 5}
+EARLY = {"k": 5, "images": 32, "updates": 1, "steps": 5, "guidance": 1.0, "learning_rate": 1.5e-4, "iterations": 60}
 RATED = CLIMB | SLOW | {"k": 1}
 
 
@@ -93,19 +94,35 @@ def _clips() -> Iterator[Row]:
         ("aesthetic", "ddpo", SHORT | {"updates": 4}, FREE, 6, 150.0),
         ("aesthetic", "draft", RATED, FREE, 3, 90.0),
         ("clip_score", "ddpo", LONG | {"iterations": 60}, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
-        ("clip_score", "draft", EARLY, FREE | {"images_per_prompt": 8, "every": 20}, 6, 500.0),
+        ("clip_score", "draft", EARLY, FIVE | {"images_per_prompt": 8, "every": 20}, 6, 200.0),
     ):
         spec, name = f"{reward}{{{CLIP}}}", f"{algorithm}-{reward}"
         yield Row(name, "clip", algorithm, spec, fields, evaluation, seeds, beside=("shapes_taste",), seconds=seconds)
 
 
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
-# Three controls differ too much to tell runs from them: six seeds.
+# Three controls differ too much to tell runs from them: six seeds. What imitates its own pictures draws them in 20
+# steps where it has to: from chains of 10 it also learns what these leave out, and controls have smaller files too.
 NOISED: dict[str, dict[str, Any]] = {
-    "diffusion_nft": {"per_prompt": 1, "levels": 2, "kl": 0.0},
+    "diffusion_nft": {
+        "images": 64,
+        "per_prompt": 1,
+        "levels": 2,
+        "kl": 0.0,
+        "iterations": 12,
+        "learning_rate": 1e-3,
+    },
     "awm": {"per_prompt": 1, "levels": 2, "kl": 0.0},
     "ram": {"per_prompt": 1, "levels": 3, "strength": 2.0},
-    "rwr": {"levels": 3, "inner_epochs": 1, "temperature": 0.5, "space": "velocity"},
+    "rwr": {
+        "levels": 3,
+        "inner_epochs": 1,
+        "temperature": 0.5,
+        "space": "velocity",
+        "steps": 20,
+        "iterations": 12,
+        "learning_rate": 1.5e-3,
+    },
     "diffusion_dpo": {
         "per_prompt": 4,
         "levels": 3,
@@ -143,7 +160,8 @@ def _policy(algorithm: str, fields: Mapping[str, Any], ending: str = "", model: 
 def _noised(algorithm: str, ending: str = "", model: str = "shapes", **own: Any) -> Row:
     fields = {"images": 32, "updates": 1, "steps": 10, "guidance": 1.0, "iterations": 8, "learning_rate": 3e-3}
     fields |= NOISED[algorithm] | own
-    name, reward, often = f"{algorithm}-compressibility{ending}", "jpeg_compressibility", HELD_OUT | {"every": 2}
+    name, reward = f"{algorithm}-compressibility{ending}", "jpeg_compressibility"
+    often = HELD_OUT | {"every": 4 if algorithm in ("diffusion_nft", "rwr") else 2}
     return Row(name, "forward", algorithm, reward, fields, often, seeds=6, more=NOW, model=model)
 
 
@@ -152,12 +170,13 @@ def _noised(algorithm: str, ending: str = "", model: str = "shapes", **own: Any)
 FLOW = "shapes-flow"
 FIRST = {"name": "window", "inside": "flow_sde", "size": 3, "last": 2}
 STEADY = {"images": 64, "learning_rate": 1.5e-3, "iterations": 10, "sampler": FIRST}
+RATES = {"diffusion_nft": {"images": 32, "steps": 20, "learning_rate": 3e-3}, "rwr": {"learning_rate": 3e-3}}
 ONCE = {"steps": 10, "guidance": 1.0, "updates": 1, "learning_rate": 4e-3, "iterations": 12}  # of REINFORCE
 
 
 def _flow() -> Iterator[Row]:
     for algorithm in NOISED:
-        yield _noised(algorithm, "-flow", FLOW, learning_rate=6e-3)
+        yield _noised(algorithm, "-flow", FLOW, **RATES.get(algorithm, {"learning_rate": 6e-3}))
     for algorithm, own in POLICY.items():
         yield _policy(algorithm, HELD | own | STEADY, "-flow", FLOW)
     yield _policy("reinforce", STEADY | ONCE, "-flow", FLOW)
