@@ -40,7 +40,8 @@ FEW = {
     "ddpo_quickstart": 1,
     "ddpo_trl": 3,
     "dpok_imagereward": 2,
-}  # pictures an update, fewer than eight devices: published for one GPU
+    "shapes_flow_grpo": 4,
+}  # pictures (or groups) an update, fewer than eight devices: made for one GPU
 
 
 class Published(NamedTuple):
@@ -223,7 +224,7 @@ def dry_run(recipe: str, devices: int, *more: str) -> tuple[Plan, dict[str, Any]
     estimated, which takes long.
     """
     asked = config.asked(recipe, {})
-    model = () if asked["model"] == "shapes" else ("--model", runs.model())
+    model = () if asked["model"] in ("shapes", "shapes-flow") else ("--model", runs.model())
     prompts = others(asked)
     found: list[tuple[Plan, dict[str, Any]]] = []
     show = planning.show
@@ -410,8 +411,8 @@ def test_what_is_too_small_for_eight_devices_says_so_and_its_header_has_the_comm
     flag = re.search(rf"on 8 GPUs.*train {name} (--algorithm\.images \d+)\n", header)
     assert flag is not None
     plan, _, _ = dry_run(name, 8, *flag[1].split())
-    images = (PUBLISHED | RATIOS)[name].images  # a GPU's numbers, as theirs, on each of eight
-    assert (plan.images, plan.updates, plan.effective_batch) == (8 * images, images // FEW[name], 8 * FEW[name])
+    one, _, _ = dry_run(name, 1)  # a GPU's numbers, as theirs, on each of eight
+    assert (plan.images, plan.updates, plan.effective_batch) == (8 * one.images, one.updates, 8 * one.effective_batch)
 
 
 @pytest.mark.parametrize("name", thinned(sorted(LOOKING), every=2))
