@@ -83,15 +83,16 @@ trials on seeds 0, 1 and 2 and their held-out prompts; on seeds that no trial ha
 [reward hacking](guides/reward-hacking.md).
 
 Rows `*-clip_score` and `*-aesthetic` look through the built-in CLIP and are judged without guidance, `draft-clip_score`
-by chains of five steps, as it is trained; what they are worth to the oracle is on [its page](rewards/clip.md).
+by chains of five steps, as it is trained; its rate was halved after runs of the same six seeds. What they are worth to
+the oracle is on [its page](rewards/clip.md).
 
 Rows of the forward process (`diffusion_nft`, `awm`, `ram`, `rwr`, `diffusion_dpo`) go on until some of them lose
 colours; below the table stands after how many network rows they reach 0.8 SD. Their settings were chosen by trials on
-seeds 0 and 1, those of `diffusion_nft` and `rwr`, also on the flow, on 0 and 2.
+seeds 0 and 1, those of `diffusion_nft` and `rwr` on 0 and 2, on the flow on 0.
 
-Rows `*-flow` are on `shapes-flow`, at learning rates from trials on seed 1; those of transitions (`ddpo`, `reinforce`,
-`dpok`, `flow_grpo`) are noisy in the first three of their ten steps alone, by trials on seed 0. All others are on
-`shapes`.
+Rows `*-flow` are on `shapes-flow`, the other algorithms' at learning rates from trials on seed 1; those of transitions
+(`ddpo`, `reinforce`, `dpok`, `flow_grpo`) are noisy in the first three of their ten steps alone, by trials on seed 0.
+All others are on `shapes`.
 
 """
 PLOT = "\n![Smaller files against the pictures that were scored](images/{})\n"  # beside the page

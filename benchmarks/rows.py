@@ -101,8 +101,8 @@ def _clips() -> Iterator[Row]:
 
 
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
-# Three controls differ too much to tell runs from them: six seeds. What imitates its own pictures draws them in 20
-# steps where it has to: from chains of 10 it also learns what these leave out, and controls have smaller files too.
+# Three controls differ too much to tell runs from them: six seeds. RWR, and DiffusionNFT on the
+# flow, draw in 20 steps: what imitates chains of 10 learns what these leave out, and controls have smaller files too.
 NOISED: dict[str, dict[str, Any]] = {
     "diffusion_nft": {
         "images": 64,
@@ -165,18 +165,19 @@ def _noised(algorithm: str, ending: str = "", model: str = "shapes", **own: Any)
     return Row(name, "forward", algorithm, reward, fields, often, seeds=6, more=NOW, model=model)
 
 
-# The flow: the same runs at rates of its own, from trials on seed 1. Those of transitions are noisy in their first
-# three steps alone, with twice the pictures, by a trial on seed 0: with noise in all steps seeds did not agree.
+# The flow: the same runs at rates of its own, from trials on seed 1 (RWR and DiffusionNFT: 0). Those of transitions are
+# noisy in their first three steps alone, with twice the pictures, by a trial on seed 0: with noise in all steps seeds
+# did not agree.
 FLOW = "shapes-flow"
 FIRST = {"name": "window", "inside": "flow_sde", "size": 3, "last": 2}
 STEADY = {"images": 64, "learning_rate": 1.5e-3, "iterations": 10, "sampler": FIRST}
-RATES = {"diffusion_nft": {"images": 32, "steps": 20, "learning_rate": 3e-3}, "rwr": {"learning_rate": 3e-3}}
+OTHERS = {"diffusion_nft": {"images": 32, "steps": 20, "learning_rate": 3e-3}, "rwr": {"learning_rate": 3e-3}}
 ONCE = {"steps": 10, "guidance": 1.0, "updates": 1, "learning_rate": 4e-3, "iterations": 12}  # of REINFORCE
 
 
 def _flow() -> Iterator[Row]:
     for algorithm in NOISED:
-        yield _noised(algorithm, "-flow", FLOW, **RATES.get(algorithm, {"learning_rate": 6e-3}))
+        yield _noised(algorithm, "-flow", FLOW, **OTHERS.get(algorithm, {"learning_rate": 6e-3}))
     for algorithm, own in POLICY.items():
         yield _policy(algorithm, HELD | own | STEADY, "-flow", FLOW)
     yield _policy("reinforce", STEADY | ONCE, "-flow", FLOW)
