@@ -101,8 +101,8 @@ def _clips() -> Iterator[Row]:
 
 
 # The forward process: 32 pictures an iteration, noised again at a few levels each; judged often, for they are quick.
-# Three controls differ too much to tell runs from them: six seeds. RWR, and DiffusionNFT on the
-# flow, draw in 20 steps: what imitates chains of 10 learns what these leave out, and controls have smaller files too.
+# Three controls differ too much to tell runs from them: six seeds. RWR, and DiffusionNFT on the flow, draw in 20 steps:
+# what imitates chains of 10 learns what these leave out, and controls have smaller files too.
 NOISED: dict[str, dict[str, Any]] = {
     "diffusion_nft": {
         "images": 64,
