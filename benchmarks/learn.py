@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -68,7 +68,9 @@ def jobs_of(
     for row in rows:
         base, recipe = model or row.model, recipe_of(row)
         algorithm = recipe["algorithm"]["name"] if recipe else row.target
-        parts = [row.settings(overrides), recipe, model_mark(base), brought(base, algorithm)]
+        settings = row.settings(overrides)
+        given = {*settings, *row.fields, *recipe, *(recipe["algorithm"] if recipe else ())}
+        parts = [settings, recipe, model_mark(base), brought(base, algorithm, given)]
         reward = row.reward or str(recipe["reward"])
         if "shapes_judge" in reward:
             parts.append(assets.judge().read_bytes().hex())
@@ -102,14 +104,15 @@ def model_mark(model: str) -> str:
     return found.hexdigest()
 
 
-def brought(model: str, algorithm: str) -> list[Any]:
-    """What of the settings the model itself brings: its defaults, and those for this algorithm."""
+def brought(model: str, algorithm: str, given: Set[str]) -> list[dict[str, Any]]:
+    """What the model itself brings, its defaults and those for this algorithm, but for numbers given without it."""
     from tastemaker.config import model_defaults
     from tastemaker.policy.load import folder
 
     place = folder(model)
     own = model_defaults(place) if place else {}
-    return [own.get("defaults"), own.get("algorithms", {}).get(algorithm)]
+    parts = [own.get("defaults", {}), own.get("algorithms", {}).get(algorithm, {})]
+    return [{k: v for k, v in part.items() if k not in given or isinstance(v, dict)} for part in parts]
 
 
 def alone(job: Job, folder: Path, threads: int) -> dict[str, Any]:

@@ -92,14 +92,19 @@ def test_a_digest_belongs_to_all_that_decides_what_a_run_does(tmp_path: Path, mo
     assert digest(replace(ROW, seconds=1.0, seeds=7, group="long", name="yours")) == found[0]  # names, limits, counts
     brings = config.model_defaults
 
-    def changed(where: Path, *, part: str) -> dict[str, Any]:
-        defaults = brings(where)
-        return defaults | {"algorithms": {**defaults["algorithms"], part: {"images": 2}}}
+    def changed(where: Path, *, part: str, own: dict[str, Any]) -> dict[str, Any]:
+        algorithms = brings(where)["algorithms"]
+        return brings(where) | {"algorithms": {**algorithms, part: {**algorithms[part], **own}}}
 
-    monkeypatch.setattr(config, "model_defaults", lambda where: changed(where, part="reinforce"))
-    assert digest(ROW) == found[0]  # what the model brings for another algorithm
-    monkeypatch.setattr(config, "model_defaults", lambda where: changed(where, part="ddpo"))
-    assert digest(ROW) != found[0]
+    for part, own, same in (
+        ("reinforce", {"images": 2}, True),  # of another algorithm
+        ("ddpo", dict.fromkeys(ROW.fields, 2), True),  # what the row says itself
+        ("ddpo", {"clip": 0.5}, False),
+    ):
+        monkeypatch.setattr(
+            config, "model_defaults", lambda where, of=(part, own): changed(where, part=of[0], own=of[1])
+        )
+        assert (digest(ROW) == found[0]) is same, part
 
 
 def test_a_control_comes_right_after_its_run() -> None:
