@@ -16,7 +16,7 @@ Line = Mapping[str, Any]  # one run, as learn.jsonl holds it
 DDPO, SPENT = "ddpo-2560", 2500  # the row that sets the level, and after how many queries
 JUDGE = "jpeg_compressibility"  # real files
 PARTS = ("colour", "shape", "count")
-CHARTS = {"gradient": "queries.svg", "forward": "queries_forward.svg", "policy": "queries_policy.svg"}  # by group
+CHARTS = {"queries": "queries.svg", "forward": "queries_forward.svg", "policy": "queries_policy.svg"}  # by group
 
 
 def level(runs: Sequence[Line]) -> float | None:
@@ -79,14 +79,14 @@ def _said(found: Sequence[Mapping[str, float]], base: float, fewer: float, point
 def chart(names: Sequence[str], runs: Sequence[Line], path: Path) -> bool:
     """Draws the change in real files against the queries, over seeds; False where nothing was run."""
     series = []
-    for name in (DDPO, *names):
+    for name in dict.fromkeys((DDPO, *names)):
         own = [run for run in runs if run["row"] == name and not run["control"]]
         columns = list(zip(*(zip(_queries(run), _heights(run), strict=True) for run in own), strict=False))[1:]
         if not columns:
             continue
         x = [math.log10(column[0][0]) for column in columns]
         heights = [[height for _, height in column] for column in columns]
-        title = name.removesuffix("-jpeg").removesuffix("-compressibility").replace(DDPO, "ddpo")
+        title = name.removesuffix("-quick").removesuffix("-compressibility").replace(DDPO, "ddpo")
         series.append(Series(title, x, [*map(statistics.mean, heights)], [*map(min, heights)], [*map(max, heights)]))
     if series:
         head = "Smaller files: how many pictures have to be scored"

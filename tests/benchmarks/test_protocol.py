@@ -122,34 +122,34 @@ def test_the_demo_has_goals_of_its_own() -> None:
 
 
 def test_queries_to_the_level_of_ddpo_lie_on_the_curve() -> None:
-    rows = [Row("draft-jpeg", "gradient", "draft", "jpeg_proxy", judge="jpeg_compressibility")]
+    rows = [Row("draft-quick", "queries", "draft", "jpeg_proxy", judge="jpeg_compressibility")]
     slow = [{"iteration": k} | point(sd) for k, sd in ((0, 0.0), (20, 1.0), (40, 2.0))]
     level = run(2.0, row="ddpo-2560", iterations=40, queries=2560, curve=slow)
     height = 2500 / 64 / 20  # 2,500 queries lie between the last two evaluations
     fast = [{"iteration": k} | point(sd, colour=colour) for k, sd, colour in ((0, 0.0, 1.0), (8, 2 * height, 0.92))]
-    quick = run(2 * height, row="draft-jpeg", iterations=8, queries=128, curve=fast)
+    quick = run(2 * height, row="draft-quick", iterations=8, queries=128, curve=fast)
     told = table(rows, [level, quick])
-    said = f"queries to {height:+.2f} SD: draft-jpeg: 64 (64), 39.1 x fewer than DDPO; oracle there"
+    said = f"queries to {height:+.2f} SD: draft-quick: 64 (64), 39.1 x fewer than DDPO; oracle there"
     assert f"queries: after 2,500 queries ddpo-2560 stands at {height:+.2f} SD" in told and said in told
     assert f"queries to {height:+.2f} SD: ddpo-2560: 2500 (2500), 1.0 x fewer than DDPO" in told
     assert (
-        "queries to +0.80 SD: draft-jpeg: 26 (26), 39.1 x fewer than DDPO" in told
+        "queries to +0.80 SD: draft-quick: 26 (26), 39.1 x fewer than DDPO" in told
         and told.endswith("- yes")
         and "- NO" not in told
     )
-    never = run(0.1, 1, row="draft-jpeg", iterations=8, queries=128, curve=[*fast[:1], {"iteration": 8} | point(0.1)])
-    assert " SD: draft-jpeg: 1 of 2 runs never reached it - NO" in table(rows, [level, quick, never])
+    never = run(0.1, 1, row="draft-quick", iterations=8, queries=128, curve=[*fast[:1], {"iteration": 8} | point(0.1)])
+    assert " SD: draft-quick: 1 of 2 runs never reached it - NO" in table(rows, [level, quick, never])
     fast[1] |= {"changes": {"jpeg_compressibility": 0.9}}  # of a run that is judged by something else
-    assert f"{height:+.2f} SD: draft-jpeg: 1 of 1 runs never" in table(rows, [level, quick])
+    assert f"{height:+.2f} SD: draft-quick: 1 of 1 runs never" in table(rows, [level, quick])
     assert "queries" not in table(rows, [quick]).split("verdict |")[1]
 
 
 def test_the_chart_shows_rows_that_were_run(tmp_path: Path) -> None:
     curve = [{"iteration": k} | point(sd) for k, sd in ((0, 0.0), (20, 1.0), (40, 2.0))]
     runs = [run(2.0, seed, row="ddpo-2560", iterations=40, queries=2560, curve=curve) for seed in (0, 1)]
-    assert queries.chart(["draft-jpeg"], runs, tmp_path / "queries.svg")
+    assert queries.chart(["draft-quick"], runs, tmp_path / "queries.svg")
     text = (tmp_path / "queries.svg").read_text()
     assert "ddpo: reward queries, power of ten 3.40824, change, SD of the base 2" in text and "draft" not in text
-    assert not queries.chart(["draft-jpeg"], [], tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()
-    rows = [Row("draft-jpeg", "gradient", "draft", "jpeg_proxy")]
+    assert not queries.chart(["draft-quick"], [], tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()
+    rows = [Row("draft-quick", "queries", "draft", "jpeg_proxy")]
     assert "images/queries.svg" in page(rows, runs) and "images/queries.svg" not in page([ROW], runs)
