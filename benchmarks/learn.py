@@ -70,7 +70,7 @@ def jobs_of(
         algorithm = recipe["algorithm"]["name"] if recipe else row.target
         settings = row.settings(overrides)
         given = {*settings, *row.fields, *recipe, *(recipe["algorithm"] if recipe else ())}
-        parts = [settings, recipe, model_mark(base), brought(base, algorithm, given)]
+        parts = [settings, recipe, model_mark(base), brought(base, algorithm, given, {*row.fields})]
         reward = row.reward or str(recipe["reward"])
         if "shapes_judge" in reward:
             parts.append(assets.judge().read_bytes().hex())
@@ -104,15 +104,15 @@ def model_mark(model: str) -> str:
     return found.hexdigest()
 
 
-def brought(model: str, algorithm: str, given: Set[str]) -> list[dict[str, Any]]:
-    """What the model itself brings, its defaults and those for this algorithm, but for numbers given without it."""
+def brought(model: str, algorithm: str, given: Set[str], fields: Set[str]) -> list[dict[str, Any]]:
+    """The model's defaults and those for this algorithm, but for what others take the place of: not groups of a run."""
     from tastemaker.config import model_defaults
     from tastemaker.policy.load import folder
 
     place = folder(model)
     own = model_defaults(place) if place else {}
     parts = [own.get("defaults", {}), own.get("algorithms", {}).get(algorithm, {})]
-    return [{k: v for k, v in part.items() if k not in given or isinstance(v, dict)} for part in parts]
+    return [{k: v for k, v in one.items() if k not in (given if type(v) is not dict else fields)} for one in parts]
 
 
 def alone(job: Job, folder: Path, threads: int) -> dict[str, Any]:

@@ -89,7 +89,7 @@ the oracle is on [its page](rewards/clip.md).
 
 Rows of the forward process (`diffusion_nft`, `awm`, `ram`, `rwr`, `diffusion_dpo`) go on until some of them lose
 colours; below the table stands after how many network rows they reach 0.8 SD. Their settings were chosen by trials on
-seeds 0 and 1, those of `diffusion_nft` and `rwr` on 0 and 2, on the flow on 0.
+seeds 0 and 1, of `diffusion_nft` on 0 and 2, of `rwr` on 0, 2 and 3, of both on the flow on 0.
 
 Rows `*-flow` are on `shapes-flow`, the other algorithms' at learning rates from trials on seed 1; those of transitions
 (`ddpo`, `reinforce`, `dpok`, `flow_grpo`) are noisy in the first three of their ten steps alone, by trials on seed 0.
