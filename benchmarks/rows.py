@@ -71,9 +71,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def _gradient(variant: str) -> Iterator[Row]:
     algorithm, own = VARIANTS[variant]
     jpeg, often = "jpeg_compressibility", HELD_OUT | {"every": 16}
-    yield Row(
-        f"{variant}-jpeg", "gradient", algorithm, "jpeg_proxy", CLIMB | own | PATIENT, often, judge=jpeg, more=NOW
-    )
+    row = Row(f"{variant}-jpeg", "gradient", algorithm, "jpeg_proxy", CLIMB | own | PATIENT, often, judge=jpeg)
+    yield replace(row, more=NOW, seeds=6 if variant == "alignprop" else 3)  # its gradient is the least steady
     yield Row(f"{variant}-judge", "gradient", algorithm, "shapes_judge", CLIMB | own | SLOW)
     yield Row(
         f"{variant}-sum", "gradient", algorithm, SUM, CLIMB | own, HELD_OUT | {"every": 4}, more=NOW, beside=(jpeg,)
@@ -81,12 +80,12 @@ def _gradient(variant: str) -> Iterator[Row]:
 
 
 # The same in a few steps, against DDPO: how many pictures have to be scored.
-GENTLE = {"images": 8, "iterations": 15, "learning_rate": 2e-3}  # faster, colours shift before DDPO's level is reached
+GENTLE = {"images": 4, "iterations": 30, "learning_rate": 9e-4}  # in longer steps colours shift before DDPO's level
 
 
 def _quick(variant: str) -> Row:
     algorithm, own = VARIANTS[variant]
-    often = HELD_OUT | {"every": {"draft": 3, "alignprop": 2}.get(variant, 4)}  # those two have a goal
+    often = HELD_OUT | {"every": {"draft": 6, "alignprop": 2}.get(variant, 4)}  # those two have a goal
     row = Row(f"{variant}-quick", "queries", algorithm, "jpeg_proxy", CLIMB | own, often, more=NOW, control=False)
     fields = {**row.fields, **(GENTLE if variant == "draft" else {})}
     return replace(row, fields=fields, judge="jpeg_compressibility")
@@ -162,7 +161,8 @@ def _policies() -> Iterator[Row]:
     """Algorithms of transitions on `shapes`; ddpo's row is among the short ones."""
     for algorithm in ("dpok", "flow_grpo"):
         sampler = {"sampler": {"name": "ddim"}} if algorithm == "flow_grpo" else {}
-        yield _policy(algorithm, HELD | POLICY[algorithm] | sampler)
+        seeds = 6 if algorithm == "flow_grpo" else 3  # three did not tell it from its control
+        yield replace(_policy(algorithm, HELD | POLICY[algorithm] | sampler), seeds=seeds)
 
 
 def _policy(algorithm: str, fields: Mapping[str, Any], ending: str = "", model: str = "shapes") -> Row:
@@ -186,7 +186,9 @@ FLOW = "shapes-flow"
 FIRST = {"name": "window", "inside": "flow_sde", "size": 3, "last": 2}
 STEADY = {"images": 64, "learning_rate": 1.5e-3, "iterations": 10, "sampler": FIRST}
 OTHERS = {"diffusion_nft": {"images": 32, "steps": 20, "learning_rate": 3e-3}, "rwr": {"learning_rate": 1.2e-3}}
-SHIFTED = {"draft": {"iterations": 12}} | dict.fromkeys(("alignprop", "refl"), PATIENT | {"learning_rate": 6e-4})
+SHIFTED = {"draft": {"images": 8, "iterations": 12}} | dict.fromkeys(
+    ("alignprop", "refl"), PATIENT | {"learning_rate": 6e-4}
+)
 ONCE = {"steps": 10, "guidance": 1.0, "updates": 1, "learning_rate": 4e-3, "iterations": 12}  # of REINFORCE
 
 
@@ -199,9 +201,9 @@ def _flow() -> Iterator[Row]:
     for variant in VARIANTS:
         row, own = _quick(variant), {"learning_rate": 3e-3} | SHIFTED.get(variant, {})
         seeds = 6 if variant == "draft_lv" else 3  # where three did not tell it from its control
-        fields, often = {**row.fields, **own}, {"every": 16} if variant in ("alignprop", "refl") else {}
+        fields, often = {**row.fields, **own}, {"draft": 3, "alignprop": 16, "refl": 16}.get(variant, 4)
         row = replace(row, name=f"{variant}-jpeg-flow", group="gradient-flow", control=True, seeds=seeds, model=FLOW)
-        yield replace(row, fields=fields, evaluation={**row.evaluation, **often})
+        yield replace(row, fields=fields, evaluation={**row.evaluation, "every": often})
 
 
 ROWS = (

@@ -345,9 +345,7 @@ def test_a_recipe_of_the_built_in_model_takes_a_step_from_values(name: str, tmp_
 def test_a_recipe_of_the_built_in_model_is_judged_by_the_real_files_and_the_oracle(name: str) -> None:
     plan, tree, _ = dry_run(name, 1)
     assert (tree["reward"], tree["held_out_rewards"]) == ("jpeg_proxy", ["jpeg_compressibility", "shapes_alignment"])
-    assert (plan.images, plan.steps) == (8 if name == "shapes_draft" else 16, 10) and tree["evaluation"][
-        "prompts"
-    ] == "shapes_heldout"
+    assert (plan.images, plan.steps) == (16, 10) and tree["evaluation"]["prompts"] == "shapes_heldout"
     assert tree["algorithm"]["name"] == name.removeprefix("shapes_")
 
 
