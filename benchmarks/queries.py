@@ -57,8 +57,9 @@ def told(
             own = [run for run in runs if run["row"] == name and not run["control"]]
             found = [one for run in own if (one := reached(run, asked))]
             first, judged = f"queries to {asked:+.2f} SD: {name}:", name in goals
-            if name == DDPO:
-                base = statistics.mean(one["queries"] for one in found) if found else float(SPENT)
+            if name == DDPO:  # the level is the mean of its runs after so many: some stand below it
+                later = found and asked != height
+                base = statistics.mean(one["queries"] for one in found) if later else float(SPENT)
             if found and len(found) == len(own):
                 yield f"{first} {_said(found, base, fewer, points, judged=judged)}"
             elif own:
