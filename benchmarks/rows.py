@@ -86,9 +86,9 @@ GENTLE = {"images": 4, "iterations": 30, "learning_rate": 9e-4}  # in longer ste
 def _quick(variant: str) -> Row:
     algorithm, own = VARIANTS[variant]
     often = HELD_OUT | {"every": {"draft": 6, "alignprop": 2}.get(variant, 4)}  # those two have a goal
-    row = Row(f"{variant}-quick", "queries", algorithm, "jpeg_proxy", CLIMB | own, often, more=NOW, control=False)
-    fields = {**row.fields, **(GENTLE if variant == "draft" else {})}
-    return replace(row, fields=fields, judge="jpeg_compressibility")
+    fields = CLIMB | own | (GENTLE if variant == "draft" else {})
+    row = Row(f"{variant}-quick", "queries", algorithm, "jpeg_proxy", fields, often, more=NOW, control=False)
+    return replace(row, judge="jpeg_compressibility")
 
 
 # The CLIP of the built-in world and the head on it, by values and by gradients; the oracle and the taste that the head
